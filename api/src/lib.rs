@@ -1,0 +1,9 @@
+//! The shared vocabulary of Weft: names and numbers ([`names`]), the annotations of pods and namespaces
+//! ([`annotations`]), what a pod's proxy is told through its environment ([`env`], [`probe`]), and the gRPC contract
+//! between the control plane and the proxies ([`wire`]). It does no I/O and knows no Kubernetes client.
+
+pub mod annotations;
+pub mod env;
+pub mod names;
+pub mod probe;
+pub mod wire;
