@@ -1,0 +1,74 @@
+# One door for every task. `make demo` and `make test` need nothing but Debian or Ubuntu, root, and Rust.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## Show what can be made
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# What is missing is installed, nothing else is touched. Packages: command that shows it is there.
+NEEDED := iptables:iptables-nft nftables:nft iproute2:ip gcc:cc procps:ps
+.PHONY: setup
+setup: ## Install the few system packages if they are absent
+	@missing=(); \
+	for pair in $(NEEDED); do \
+	  command -v "$${pair#*:}" >/dev/null 2>&1 || [ -x "/usr/sbin/$${pair#*:}" ] || missing+=("$${pair%%:*}"); \
+	done; \
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  echo "installing: $${missing[*]}"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" libc6-dev >/dev/null; \
+	fi
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs (1.90 or newer)"; exit 1; }
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+.PHONY: lint
+lint: ## Formatting and clippy, as CI does
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# nextest runs each test in a process of its own and in parallel; plain cargo test does as well.
+.PHONY: test
+test: setup ## All tests
+	$(CARGO) build --workspace --bins
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run --workspace --no-fail-fast; \
+	else \
+	  $(CARGO) test --workspace --no-fail-fast; \
+	fi
+
+.PHONY: e2e
+e2e: setup ## End-to-end tests: on the playground, or on the cluster in KUBECONFIG
+	$(CARGO) build --workspace --bins
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run -p weft-tests --no-fail-fast; \
+	else \
+	  $(CARGO) test -p weft-tests --no-fail-fast; \
+	fi
+
+.PHONY: demo
+demo: setup ## The whole mesh on this machine, no Kubernetes needed (KEEP=1 leaves it running)
+	@echo "building (a few minutes the first time) …"
+	@$(CARGO) build --workspace --bins
+	@$(SUDO) $(TARGET)/debug/weft playground demo $(if $(KEEP),--keep)
+
+.PHONY: dist
+dist: ## The binaries that go into images
+	$(CARGO) build --profile dist --bins -p weft -p weft-control -p weft-proxy -p weft-init -p weft-playground
+
+.PHONY: bench
+bench: setup ## Side by side with Envoy (and HAProxy, nginx): needs python3 with pip
+	bench/run.sh
+
+.PHONY: images
+images: dist ## Build the container images with podman, docker or buildah
+	manifests/images/build.sh
