@@ -59,7 +59,7 @@ e2e: setup ## End-to-end tests: on the playground, or on the cluster in KUBECONF
 demo: setup ## The whole mesh on this machine, no Kubernetes needed (KEEP=1 leaves it running)
 	@echo "building (a few minutes the first time) …"
 	@$(CARGO) build --workspace --bins
-	@$(SUDO) $(TARGET)/debug/weft playground demo $(if $(KEEP),--keep)
+	@$(SUDO) $(TARGET)/debug/weft-demo $(if $(KEEP),--keep)
 
 .PHONY: dist
 dist: ## The binaries that go into images
