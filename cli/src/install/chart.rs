@@ -219,8 +219,8 @@ fn scalar(text: &str, strings: bool) -> Value {
     }
 }
 
-/// Splits at a separator that is neither escaped nor inside braces. An escaped dot is unescaped, an escaped comma left for
-/// [`scalar`].
+/// Splits at a separator that is neither escaped nor inside braces. Escapes stay for the next step (a comma's for [`scalar`]);
+/// a dot's end here when keys are split at dots.
 fn split_unescaped(text: &str, separator: char) -> Vec<String> {
     let mut parts = vec![String::new()];
     let (mut escaped, mut depth) = (false, 0_u32);
@@ -238,7 +238,7 @@ fn split_unescaped(text: &str, separator: char) -> Vec<String> {
             }
             c if c == separator && !escaped && depth == 0 => parts.push(String::new()),
             c => {
-                if escaped && c != '.' {
+                if escaped && !(c == '.' && separator == '.') {
                     parts[last].push('\\');
                 }
                 parts[last].push(c);
