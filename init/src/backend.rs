@@ -93,7 +93,7 @@ pub fn reconcile(host: &Host, choice: BackendChoice, wanted: &[Wanted]) -> Resul
     let candidates = candidates(&survey, choice);
     let mut refusals = Vec::new();
     for backend in candidates {
-        match install(&survey, backend, wanted) {
+        match host.may_use(backend).and_then(|()| install(&survey, backend, wanted)) {
             Ok((mut changed, families)) => {
                 for other in Backend::ALL.into_iter().filter(|other| *other != backend) {
                     if survey.holds_ours(other) {
