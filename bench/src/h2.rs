@@ -63,7 +63,12 @@ fn take_frame<'a>(bytes: &mut &'a [u8]) -> Option<Frame<'a>> {
     let (payload, rest) = rest.split_at_checked(length)?;
     *bytes = rest;
     let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
-    Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    Some(Frame {
+        kind: head[3],
+        flags: head[4],
+        stream,
+        payload,
+    })
 }
 
 fn put_frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -131,16 +136,31 @@ struct Wire {
 impl Wire {
     fn new(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, input: vec![0; 256 * 1024], filled: 0, output: Vec::with_capacity(256 * 1024) })
+        Ok(Self {
+            stream,
+            input: vec![0; 256 * 1024],
+            filled: 0,
+            output: Vec::with_capacity(256 * 1024),
+        })
     }
 
     /// Writes what is due, reads what there is, and passes every whole frame to `each`. False at the end of the connection.
-    async fn turn(&mut self, mut each: impl FnMut(Frame<'_>, &mut Vec<u8>) -> Result<()>) -> Result<bool> {
+    async fn turn(
+        &mut self,
+        mut each: impl FnMut(Frame<'_>, &mut Vec<u8>) -> Result<()>,
+    ) -> Result<bool> {
         if !self.output.is_empty() {
-            self.stream.write_all(&self.output).await.context("writing frames")?;
+            self.stream
+                .write_all(&self.output)
+                .await
+                .context("writing frames")?;
             self.output.clear();
         }
-        let n = self.stream.read(&mut self.input[self.filled..]).await.context("reading frames")?;
+        let n = self
+            .stream
+            .read(&mut self.input[self.filled..])
+            .await
+            .context("reading frames")?;
         if n == 0 {
             return Ok(false);
         }
@@ -160,13 +180,24 @@ impl Wire {
 }
 
 /// `streams` requests at a time on one connection until `stop`; each response adds one to `done`.
-pub(crate) async fn closed_loop(to: SocketAddr, streams: u32, done: Arc<AtomicU64>, stop: Instant) -> Result<()> {
-    let stream = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
+pub(crate) async fn closed_loop(
+    to: SocketAddr,
+    streams: u32,
+    done: Arc<AtomicU64>,
+    stop: Instant,
+) -> Result<()> {
+    let stream = TcpStream::connect(to)
+        .await
+        .with_context(|| format!("can't connect to {to}"))?;
     let mut wire = Wire::new(stream)?;
     wire.output.extend_from_slice(PREFACE);
     put_settings(
         &mut wire.output,
-        &[(SETTINGS_HEADER_TABLE_SIZE, 0), (SETTINGS_ENABLE_PUSH, 0), (SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20)],
+        &[
+            (SETTINGS_HEADER_TABLE_SIZE, 0),
+            (SETTINGS_ENABLE_PUSH, 0),
+            (SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20),
+        ],
     );
     put_frame(&mut wire.output, WINDOW_UPDATE, 0, 0, &GRANT.to_be_bytes());
     let mut next = 1u32;
@@ -184,18 +215,27 @@ pub(crate) async fn closed_loop(to: SocketAddr, streams: u32, done: Arc<AtomicU6
         let turn = wire.turn(|frame, out| {
             match frame.kind {
                 HEADERS if open.contains_key(&frame.stream) => {} // trailers
-                HEADERS if !is_ok(&frame) => bail!("a response other than 200: header block {:02x?}", frame.payload),
+                HEADERS if !is_ok(&frame) => bail!(
+                    "a response other than 200: header block {:02x?}",
+                    frame.payload
+                ),
                 HEADERS => {
                     open.insert(frame.stream, 0);
                 }
                 DATA => {
                     consumed += frame.payload.len() as u32;
-                    let padding =
-                        if frame.flags & PADDED != 0 { 1 + usize::from(*frame.payload.first().unwrap_or(&0)) } else { 0 };
+                    let padding = if frame.flags & PADDED != 0 {
+                        1 + usize::from(*frame.payload.first().unwrap_or(&0))
+                    } else {
+                        0
+                    };
                     *open.entry(frame.stream).or_default() += frame.payload.len() - padding;
                 }
                 RST_STREAM => bail!("stream {} was reset: {:02x?}", frame.stream, frame.payload),
-                GOAWAY => bail!("the peer closes the connection (GOAWAY {:02x?})", frame.payload),
+                GOAWAY => bail!(
+                    "the peer closes the connection (GOAWAY {:02x?})",
+                    frame.payload
+                ),
                 _ => {
                     housekeeping(&frame, out);
                     return Ok(());
@@ -215,7 +255,10 @@ pub(crate) async fn closed_loop(to: SocketAddr, streams: u32, done: Arc<AtomicU6
             }
             Ok(())
         });
-        if !tokio::time::timeout(Duration::from_secs(10), turn).await.context("no answer within 10 s")?? {
+        if !tokio::time::timeout(Duration::from_secs(10), turn)
+            .await
+            .context("no answer within 10 s")??
+        {
             bail!("the peer closed the connection");
         }
     }
@@ -248,7 +291,10 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
     let mut wire = Wire::new(stream)?;
     put_settings(
         &mut wire.output,
-        &[(SETTINGS_HEADER_TABLE_SIZE, 0), (SETTINGS_MAX_CONCURRENT_STREAMS, 1000)],
+        &[
+            (SETTINGS_HEADER_TABLE_SIZE, 0),
+            (SETTINGS_MAX_CONCURRENT_STREAMS, 1000),
+        ],
     );
     let body = [b'w'; BODY];
     let mut window = DEFAULT_WINDOW;
@@ -258,12 +304,21 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
             match frame.kind {
                 HEADERS | DATA if frame.flags & END_STREAM != 0 => waiting.push_back(frame.stream),
                 WINDOW_UPDATE if frame.stream == 0 => {
-                    let grant = frame.payload.try_into().map(u32::from_be_bytes).context("a short WINDOW_UPDATE")?;
+                    let grant = frame
+                        .payload
+                        .try_into()
+                        .map(u32::from_be_bytes)
+                        .context("a short WINDOW_UPDATE")?;
                     window += i64::from(grant & 0x7fff_ffff);
                 }
                 RST_STREAM => waiting.retain(|stream| *stream != frame.stream),
-                SETTINGS if setting(&frame, SETTINGS_INITIAL_WINDOW_SIZE).is_some_and(|w| (w as usize) < BODY) => {
-                    bail!("the peer's stream window is smaller than the one response that there is");
+                SETTINGS
+                    if setting(&frame, SETTINGS_INITIAL_WINDOW_SIZE)
+                        .is_some_and(|w| (w as usize) < BODY) =>
+                {
+                    bail!(
+                        "the peer's stream window is smaller than the one response that there is"
+                    );
                 }
                 _ => {
                     housekeeping(&frame, out);
@@ -300,18 +355,35 @@ mod tests {
         for cut in 0..bytes.len() {
             let mut rest = &bytes[..cut];
             let whole = std::iter::from_fn(|| take_frame(&mut rest)).count();
-            assert_eq!(whole, usize::from(cut >= 9 + RESPONSE_BLOCK.len()), "cut at {cut}");
+            assert_eq!(
+                whole,
+                usize::from(cut >= 9 + RESPONSE_BLOCK.len()),
+                "cut at {cut}"
+            );
         }
         let mut rest = &bytes[..];
         let first = take_frame(&mut rest).unwrap();
-        assert_eq!(first, Frame { kind: HEADERS, flags: END_HEADERS, stream: 7, payload: RESPONSE_BLOCK });
+        assert_eq!(
+            first,
+            Frame {
+                kind: HEADERS,
+                flags: END_HEADERS,
+                stream: 7,
+                payload: RESPONSE_BLOCK
+            }
+        );
         assert_eq!(take_frame(&mut rest).unwrap().payload.len(), 300);
         assert!(rest.is_empty());
     }
 
     #[test]
     fn status_is_found_behind_size_updates_and_padding() {
-        let frame = |flags, payload| Frame { kind: HEADERS, flags, stream: 1, payload };
+        let frame = |flags, payload| Frame {
+            kind: HEADERS,
+            flags,
+            stream: 1,
+            payload,
+        };
         assert!(is_ok(&frame(END_HEADERS, b"\x88")));
         assert!(is_ok(&frame(END_HEADERS, b"\x20\x88\x0f")));
         assert!(is_ok(&frame(PADDED | PRIORITY, b"\x01\0\0\0\0\0\x88\0")));
@@ -325,7 +397,14 @@ mod tests {
         let to = listener.local_addr().unwrap();
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
-        closed_loop(to, 100, Arc::clone(&done), Instant::now() + Duration::from_millis(100)).await.unwrap();
+        closed_loop(
+            to,
+            100,
+            Arc::clone(&done),
+            Instant::now() + Duration::from_millis(100),
+        )
+        .await
+        .unwrap();
         assert!(done.load(Ordering::Relaxed) > 200);
     }
 }

@@ -5,12 +5,13 @@
 
 use crate::h1;
 use crate::machine::Cores;
+use crate::process::{self, Process};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 /// A proxy to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -44,7 +45,11 @@ pub(crate) struct Binaries {
     #[arg(long, value_name = "FILE", default_value = "target/dist/weft-proxy")]
     weft: PathBuf,
     /// Envoy.
-    #[arg(long, value_name = "FILE", default_value = "bench/.peers/python/envoy/_bin/envoy")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "bench/.peers/python/envoy/_bin/envoy"
+    )]
     envoy: PathBuf,
     /// HAProxy.
     #[arg(long, value_name = "FILE", default_value = "/usr/sbin/haproxy")]
@@ -65,9 +70,9 @@ impl Binaries {
         };
         if !path.exists() {
             bail!(
-                "{} is not at {}: `bench/run.sh` builds and installs what is needed, --{0} FILE names another place, --peers leaves it out",
-                kind.name(),
-                path.display()
+                "{name} is not at {}: `bench/run.sh` builds and installs what is needed, --{name} FILE names another place, --peers leaves it out",
+                path.display(),
+                name = kind.name()
             );
         }
         Ok(path)
@@ -75,11 +80,24 @@ impl Binaries {
 
     /// What the executable says of its version, in one line.
     pub(crate) fn version(&self, kind: Kind) -> Result<String> {
-        let flag = if matches!(kind, Kind::Haproxy | Kind::Nginx) { "-v" } else { "--version" };
+        let flag = if matches!(kind, Kind::Haproxy | Kind::Nginx) {
+            "-v"
+        } else {
+            "--version"
+        };
         let output = Command::new(self.of(kind)?).arg(flag).output()?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        Ok(text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown").to_owned())
+        let line = text
+            .lines()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or("unknown");
+        // Envoy: `PATH  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
+        let line = line.split_once("version: ").map_or(line, |(_, rest)| {
+            rest.split_once('/').map_or(rest, |(_, v)| v)
+        });
+        Ok(line.to_owned())
     }
 }
 
@@ -96,60 +114,50 @@ impl Ends {
     fn free() -> Result<Self> {
         let sockets = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0"));
         let [h1, h2, tcp] = sockets;
-        Ok(Self { h1: h1?.local_addr()?, h2: h2?.local_addr()?, tcp: tcp?.local_addr()? })
+        Ok(Self {
+            h1: h1?.local_addr()?,
+            h2: h2?.local_addr()?,
+            tcp: tcp?.local_addr()?,
+        })
     }
 }
 
 /// A running peer. Ends with the value.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    child: Child,
+    process: Process,
     /// Its listeners.
     pub(crate) front: Ends,
     /// From exec to the end of the first request through it.
     pub(crate) startup: Duration,
-    /// Holds configuration and log.
-    _dir: tempfile::TempDir,
 }
 
 impl Peer {
     /// Starts `kind` in front of `back` and waits until it serves.
-    pub(crate) async fn start(kind: Kind, binaries: &Binaries, cores: Cores, back: Ends) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("weft-bench-").tempdir()?;
+    pub(crate) async fn start(
+        kind: Kind,
+        binaries: &Binaries,
+        cores: Cores,
+        back: Ends,
+    ) -> Result<Self> {
+        let dir = process::folder()?;
         let front = Ends::free()?;
-        let mut command = command(kind, binaries.of(kind)?, front, back, dir.path())?;
-        let log = dir.path().join("log");
-        let file = std::fs::File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let start = Instant::now();
-        let mut peer = Self { child: cores.spawn_peer(&mut command)?, front, startup: Duration::ZERO, _dir: dir };
-        loop {
-            let outcome = h1::probe(front.h1).await;
-            peer.startup = start.elapsed();
-            let Err(error) = outcome else { return Ok(peer) };
-            let ended = peer.child.try_wait()?;
-            if ended.is_some() || peer.startup > Duration::from_secs(15) {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(8).collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
-                let state = ended.map_or("does not serve after 15 s".to_owned(), |status| format!("ended with {status}"));
-                return Err(error.context(format!("{} {state}; its last words:\n{}", kind.name(), tail.join("\n"))));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let command = command(kind, binaries.of(kind)?, front, back, dir.path())?;
+        let mut process = Process::start(command, cores, dir)?;
+        let startup = process
+            .ready(async || h1::probe(front.h1).await)
+            .await
+            .with_context(|| kind.name())?;
+        Ok(Self {
+            process,
+            front,
+            startup,
+        })
     }
 
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // A peer has nothing to save; what it thinks of a graceful end is not measured here.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.pid()
     }
 }
 
@@ -165,9 +173,13 @@ fn command(kind: Kind, binary: &Path, front: Ends, back: Ends, dir: &Path) -> Re
     let mut command = Command::new(std::fs::canonicalize(binary)?);
     match kind {
         Kind::Weft => command.arg("--config").arg(path),
-        Kind::Envoy => {
-            command.arg("-c").arg(path).args(["--concurrency", "1", "--disable-hot-restart", "-l", "error"])
-        }
+        Kind::Envoy => command.arg("-c").arg(path).args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "-l",
+            "error",
+        ]),
         Kind::Haproxy => command.arg("-db").arg("-f").arg(path),
         Kind::Nginx => command.arg("-p").arg(dir).arg("-c").arg(path),
     };
@@ -177,10 +189,14 @@ fn command(kind: Kind, binary: &Path, front: Ends, back: Ends, dir: &Path) -> Re
 fn weft(front: Ends, back: Ends) -> Result<String> {
     let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut text = format!("workers: 1\nadmin: {admin}\nlisteners:\n");
-    for (protocol, front, back) in
-        [("http1", front.h1, back.h1), ("http2", front.h2, back.h2), ("tcp", front.tcp, back.tcp)]
-    {
-        text.push_str(&format!("- address: {front}\n  protocol: {protocol}\n  upstream: {back}\n"));
+    for (protocol, front, back) in [
+        ("http1", front.h1, back.h1),
+        ("http2", front.h2, back.h2),
+        ("tcp", front.tcp, back.tcp),
+    ] {
+        text.push_str(&format!(
+            "- address: {front}\n  protocol: {protocol}\n  upstream: {back}\n"
+        ));
     }
     Ok(text)
 }
@@ -189,10 +205,15 @@ fn envoy(front: Ends, back: Ends) -> String {
     const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
     const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-    const OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    const OPTIONS: &str =
+        "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let mut listeners = String::new();
     let mut clusters = String::new();
-    for (name, front, back) in [("h1", front.h1, back.h1), ("h2", front.h2, back.h2), ("tcp", front.tcp, back.tcp)] {
+    for (name, front, back) in [
+        ("h1", front.h1, back.h1),
+        ("h2", front.h2, back.h2),
+        ("tcp", front.tcp, back.tcp),
+    ] {
         let filter = match name {
             "tcp" => format!(
                 "{{name: tcp, typed_config: {{\"@type\": {TCP}, stat_prefix: tcp, cluster: tcp}}}}"
@@ -225,12 +246,16 @@ fn envoy(front: Ends, back: Ends) -> String {
 }
 
 fn envoy_address(address: SocketAddr) -> String {
-    format!("{{socket_address: {{address: {}, port_value: {}}}}}", address.ip(), address.port())
+    format!(
+        "{{socket_address: {{address: {}, port_value: {}}}}}",
+        address.ip(),
+        address.port()
+    )
 }
 
 fn haproxy(front: Ends, back: Ends) -> String {
     format!(
-        "global\n  nbthread 1\n  maxconn 20000\n\
+        "global\n  nbthread 1\n  maxconn 8000\n\
          defaults\n  timeout connect 5s\n  timeout client 5m\n  timeout server 5m\n\
          frontend h1\n  mode http\n  bind {}\n  default_backend h1\n\
          backend h1\n  mode http\n  http-reuse always\n  server s {}\n\
@@ -247,12 +272,20 @@ fn nginx(front: Ends, back: Ends, dir: &Path) -> String {
     let dir = dir.display();
     // Debian builds the module for raw TCP as a file of its own.
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-    let load = if Path::new(module).exists() { format!("load_module {module};\n") } else { String::new() };
+    let load = if Path::new(module).exists() {
+        format!("load_module {module};\n")
+    } else {
+        String::new()
+    };
     // Root would become `nobody`, who may not read the folder.
-    let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
+    let user = if nix::unistd::geteuid().is_root() {
+        "user root;\n"
+    } else {
+        ""
+    };
     format!(
-        "{load}{user}daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr crit;\nworker_rlimit_nofile 50000;\n\
-         events {{ worker_connections 20000; }}\n\
+        "{load}{user}daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr crit;\nworker_rlimit_nofile 20000;\n\
+         events {{ worker_connections 12000; }}\n\
          http {{\n  access_log off;\n  keepalive_timeout 5m;\n  keepalive_requests 2000000000;\n\
          client_body_temp_path {dir}/1;\n  proxy_temp_path {dir}/2;\n  fastcgi_temp_path {dir}/3;\n  uwsgi_temp_path {dir}/4;\n  scgi_temp_path {dir}/5;\n\
          upstream h1 {{ server {}; keepalive 512; keepalive_requests 2000000000; }}\n\
