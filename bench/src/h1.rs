@@ -269,7 +269,7 @@ mod tests {
             let to = listener.local_addr().unwrap();
             tokio::spawn(async move {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                stream.read(&mut [0; 1024]).await.unwrap();
+                stream.read_exact(&mut [0; KEEP_ALIVE.len()]).await.unwrap();
                 stream.write_all(wrong.as_bytes()).await.unwrap();
             });
             assert!(

@@ -103,7 +103,7 @@ fn setting(frame: &Frame<'_>, id: u16) -> Option<u32> {
     pairs
         .filter(|p| u16::from_be_bytes([p[0], p[1]]) == id)
         .map(|p| u32::from_be_bytes([p[2], p[3], p[4], p[5]]))
-        .last()
+        .next_back()
 }
 
 /// Whether a header block begins with `:status 200`, behind any number of table size updates.

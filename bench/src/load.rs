@@ -85,17 +85,18 @@ impl Load {
         // The measured part ends before the load does.
         let stop = Instant::now() + warm + lasting + Duration::from_millis(50);
         let mut clients = JoinSet::new();
-        match self {
-            Self::H1(n) => (0..n).for_each(|_| {
-                drop(clients.spawn(h1::closed_loop(front.h1, Arc::clone(&done), stop)))
-            }),
-            Self::H2(n) => {
-                drop(clients.spawn(h2::closed_loop(front.h2, n, Arc::clone(&done), stop)))
-            }
-            Self::Tcp(n) => (0..n)
-                .for_each(|_| drop(clients.spawn(tcp::drain(front.tcp, Arc::clone(&done), stop)))),
-            Self::Churn(n) => (0..n)
-                .for_each(|_| drop(clients.spawn(h1::churn(front.h1, Arc::clone(&done), stop)))),
+        let connections = match self {
+            Self::H1(n) | Self::Tcp(n) | Self::Churn(n) => n,
+            Self::H2(_) => 1,
+        };
+        for _ in 0..connections {
+            let done = Arc::clone(&done);
+            match self {
+                Self::H1(_) => clients.spawn(h1::closed_loop(front.h1, done, stop)),
+                Self::H2(streams) => clients.spawn(h2::closed_loop(front.h2, streams, done, stop)),
+                Self::Tcp(_) => clients.spawn(tcp::drain(front.tcp, done, stop)),
+                Self::Churn(_) => clients.spawn(h1::churn(front.h1, done, stop)),
+            };
         }
         let me = std::process::id();
         let look = || -> Result<_> {

@@ -125,7 +125,8 @@ mod tests {
         let after = process
             .ready(async || {
                 tries += 1;
-                if tries < 3 { bail!("no") } else { Ok(()) }
+                anyhow::ensure!(tries >= 3, "no");
+                Ok(())
             })
             .await
             .unwrap();
