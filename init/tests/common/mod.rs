@@ -13,12 +13,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use weft_init::flags::{Backend, BackendChoice, Settings};
 use weft_init::rules::{Connection, Family, Hook, Landing, Protocol};
@@ -240,7 +240,7 @@ pub struct World {
     pub pod: Netns,
     pub outside: Netns,
     listeners: Vec<Listener>,
-    next_port: Cell<u16>,
+    next_port: AtomicU16,
 }
 
 impl World {
@@ -281,15 +281,13 @@ impl World {
         sh("ip route add default via 10.66.0.1; ip -6 route add default via fd66::1");
         listen_on(&mut listeners, app, Landed::App);
         owned_by(PROXY, || listen_on(&mut listeners, proxy, Landed::Proxy));
-        Self { pod, outside, listeners, next_port: Cell::new(20000) }
+        Self { pod, outside, listeners, next_port: AtomicU16::new(0) }
     }
 
     /// A source port that has not been used: a datagram's conntrack entry lives for half a minute, and would answer for the
     /// rules of then.
     fn fresh_port(&self) -> u16 {
-        let port = self.next_port.get();
-        self.next_port.set(if port >= 60000 { 20000 } else { port + 1 });
-        port
+        20000 + self.next_port.fetch_add(1, Ordering::Relaxed) % 40000
     }
 
     /// Opens a flow and sees where it ends up. What was asked for must be what the receiver is told was asked for, and the
@@ -363,6 +361,14 @@ impl World {
         let length = client.recv(&mut buffer).unwrap_or_else(|error| panic!("{flow:?} had no answer: {error}"));
         assert_eq!(&buffer[..length], b"answer");
         listener.landed
+    }
+
+    /// Whether anything waits to be taken outside.
+    pub fn anything_outside(&self) -> bool {
+        self.listeners.iter().filter(|each| each.landed == Landed::Outside).any(|each| {
+            let mut polled = [PollFd::new(each.socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+        })
     }
 
     /// The one listener that has got something.
