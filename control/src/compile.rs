@@ -1,0 +1,28 @@
+//! Snapshot in, messages out: what a pod's proxy is told, as a pure function of what is known. Nothing here does I/O or
+//! keeps state, so that every rule is a line in a table of a test.
+//!
+//! - [`protocol`]: what a port's name, `appProtocol` and number say about what is spoken there.
+//! - [`workload`]: the labels of a pod's telemetry, and the object at the top of its owners.
+//! - [`inbound`]: the ports on which the app listens, by the Services that lead to the pod and by the pod itself.
+
+pub mod inbound;
+pub mod protocol;
+pub mod workload;
+
+use crate::index::View;
+use crate::model::Pod;
+use weft_api::wire;
+
+/// What the compiler takes from the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Name of the cluster, a label of metrics.
+    pub cluster: String,
+    /// Domain of Services, `cluster.local`.
+    pub cluster_domain: String,
+}
+
+/// The whole inbound configuration of a pod.
+pub fn inbound_config(pod: &Pod, view: &View, mesh: &Mesh) -> wire::Inbound {
+    wire::Inbound { workload: Some(workload::labels(pod, view, mesh)), ports: inbound::ports(pod, view, mesh) }
+}

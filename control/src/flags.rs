@@ -1,0 +1,163 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use weft_api::names;
+
+/// The control plane of Weft: serves the injection webhook (HTTPS), tells proxies their configuration (gRPC over TLS), keeps
+/// certificates, caBundle and trust bundles right.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "weft-control", version)]
+pub struct Flags {
+    /// Namespace of the control plane. Default: that of this pod, else weft-system.
+    #[arg(long, env = "WEFT_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Name of the Service in front of the control plane; the serving certificate bears it.
+    #[arg(long, default_value = names::CONTROL)]
+    pub service: String,
+    /// Image of weft-proxy where the settings name none.
+    #[arg(long, env = "WEFT_IMAGE_PROXY")]
+    pub image_proxy: Option<String>,
+    /// Settings of injection (YAML), read again whenever they change. Need not exist.
+    #[arg(long, default_value = "/etc/weft/config.yaml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Read objects from the YAML files of this folder in place of a cluster.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// With --manifests: folder of the root and serving certificate. Default: a new root, in memory, with every start.
+    #[arg(long, value_name = "DIR", requires = "manifests")]
+    pub state_dir: Option<PathBuf>,
+    /// With --manifests: file of the tokens by which proxies prove who they are, a line `TOKEN NAMESPACE/POD` each. Without it
+    /// any local process may ask, and nobody else.
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub tokens: Option<PathBuf>,
+    /// With --manifests: write the root certificate (PEM) that proxies must trust into this file.
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub trust_bundle_out: Option<PathBuf>,
+    /// Kubeconfig. Default: the service account of this pod, or what kubectl would use.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Address to listen on. Default: all; with --manifests and no --tokens, 127.0.0.1.
+    #[arg(long, value_name = "IP")]
+    pub bind: Option<IpAddr>,
+    /// Port of the webhook (HTTPS).
+    #[arg(long, default_value_t = names::WEBHOOK_PORT)]
+    pub webhook_port: u16,
+    /// Port of the proxies' API (gRPC over TLS).
+    #[arg(long, default_value_t = names::CONTROL_PORT)]
+    pub control_port: u16,
+    /// Port of /metrics, /healthz/live and /healthz/ready (HTTP).
+    #[arg(long, default_value_t = names::CONTROL_METRICS_PORT)]
+    pub metrics_port: u16,
+    /// Further DNS name or IP address of the serving certificate; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub san: Vec<String>,
+    /// Domain of the cluster's Services.
+    #[arg(long, default_value = names::CLUSTER_DOMAIN)]
+    pub cluster_domain: String,
+    /// Life of the serving certificate in seconds; it is renewed at two thirds of it.
+    #[arg(long, default_value_t = crate::ca::issue::SERVING_LIFE.as_secs(), value_name = "SECONDS")]
+    pub serving_life: u64,
+    /// Seconds to go on serving after SIGTERM, not ready any more, until nobody calls us: load balancers take a moment.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub shutdown_delay: u64,
+    /// Seconds that calls under way may then take.
+    #[arg(long, default_value_t = 15, value_name = "SECONDS")]
+    pub shutdown_grace: u64,
+    /// Log filter: error, warn, info, debug, trace, or directives such as `info,weft_control::ca=debug`.
+    #[arg(long, env = "WEFT_LOG", default_value = "info", value_name = "FILTER")]
+    pub log_level: String,
+    /// How to write the log.
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Name of this replica in the election. Default: the pod's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
+}
+
+/// How to write the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where a pod finds its own namespace.
+const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+impl Flags {
+    /// The control namespace.
+    pub fn namespace(&self) -> String {
+        let own = || std::fs::read_to_string(OWN_NAMESPACE).ok().map(|s| s.trim().to_owned()).filter(|s| !s.is_empty());
+        self.namespace.clone().or_else(own).unwrap_or_else(|| names::CONTROL_NAMESPACE.into())
+    }
+
+    /// The address to listen on.
+    pub fn bind(&self) -> IpAddr {
+        let local_only = self.manifests.is_some() && self.tokens.is_none();
+        let default = if local_only {
+            IpAddr::from([127, 0, 0, 1])
+        } else if std::path::Path::new("/proc/net/if_inet6").exists() {
+            // Takes IPv4 too.
+            IpAddr::from([0u16; 8])
+        } else {
+            IpAddr::from([0, 0, 0, 0])
+        };
+        self.bind.unwrap_or(default)
+    }
+
+    /// All names of the serving certificate.
+    pub fn serving_names(&self) -> Vec<String> {
+        let mut names = crate::ca::issue::serving_names(&self.service, &self.namespace(), &self.cluster_domain);
+        names.extend(self.san.iter().cloned());
+        names
+    }
+
+    /// Life of the serving certificate.
+    pub fn serving_life(&self) -> Duration {
+        Duration::from_secs(self.serving_life.max(1))
+    }
+
+    /// Name of this replica, unique among them.
+    pub fn identity(&self) -> String {
+        let name = self.identity.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "weft-control".into());
+        // A container that restarts keeps its pod's name and must not be taken for the one that died.
+        format!("{name}_{:08x}", rand::random::<u32>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(args: &[&str]) -> Flags {
+        Flags::try_parse_from(["weft-control"].iter().chain(args)).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Flags as clap::CommandFactory>::command().debug_assert();
+        assert!(Flags::try_parse_from(["weft-control", "--tokens", "x"]).is_err(), "only with --manifests");
+    }
+
+    #[test]
+    fn without_tokens_it_listens_locally() {
+        assert!(flags(&["--manifests", "d"]).bind().is_loopback());
+        assert!(flags(&["--manifests", "d", "--tokens", "t"]).bind().is_unspecified());
+        assert!(flags(&[]).bind().is_unspecified());
+        assert_eq!(flags(&["--bind", "10.0.0.1"]).bind(), IpAddr::from([10, 0, 0, 1]));
+    }
+
+    #[test]
+    fn names_of_the_certificate() {
+        let names = flags(&["--namespace", "mesh", "--san", "10.0.0.1"]).serving_names();
+        assert_eq!(
+            names,
+            ["weft-control.mesh.svc", "weft-control.mesh.svc.cluster.local", "weft-control.mesh", "localhost", "10.0.0.1"]
+        );
+    }
+}

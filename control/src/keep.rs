@@ -1,0 +1,6 @@
+//! What the leading replica keeps right in the cluster: [`ca_bundle`] in our webhook configurations, [`trust_bundle`] in the
+//! namespaces of meshed pods, and the report of [`missed`] pods.
+
+pub mod ca_bundle;
+pub mod missed;
+pub mod trust_bundle;

@@ -1,0 +1,412 @@
+//! Puts the parts together, and takes them apart again.
+//!
+//! Start: the ports are opened first (a port that is taken ends us at once, with a message); then the source begins to fill the
+//! index, while the root and serving certificate are read or made. The TLS ports accept from the beginning and finish handshakes
+//! once there is a certificate. Ready is who really serves; see [`health`].
+//!
+//! End, on SIGTERM or SIGINT: not ready at once, and the lease is given back; calls are still served for a moment, until load
+//! balancers have noticed; then no connection is accepted any more, what is under way is finished, streams of proxies are
+//! ended so that they go to another replica. A second signal ends at once.
+
+use crate::admission::{Lookup, Observer};
+use crate::ca::issue::SERVING_LIFE;
+use crate::ca::keeper::{Keeper, Plan};
+use crate::ca::resolver::{Resolver, server_config};
+use crate::ca::store::Store;
+use crate::events::Events;
+use crate::flags::Flags;
+use crate::index::{Index, publisher};
+use crate::lease::{Candidate, Timing};
+use crate::metrics::Metrics;
+use crate::model::{Key, Kind};
+use crate::serve::auth::Authenticator;
+use crate::serve::health::{self, Health, Trust};
+use crate::serve::{discovery, tls};
+use crate::source::kube::backoff;
+use crate::{events, keep, settings, source};
+use anyhow::Context as _;
+use kube::Client;
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use weft_api::names;
+use weft_webhook::{ClusterFacts, Settings};
+
+/// The whole life of the process.
+pub fn main(flags: Flags) -> std::process::ExitCode {
+    // Two threads are enough for thousands of reviews a second; more would only cost memory.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime.context("cannot start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(async { Control::start(flags).await?.until_signal().await });
+        // What is still under way (a write that nobody answers) must not hold up the end.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        result
+    });
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where the ports are.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The webhook, HTTPS.
+    pub webhook: SocketAddr,
+    /// The proxies' API, gRPC over TLS.
+    pub control: SocketAddr,
+    /// Metrics and health, HTTP.
+    pub metrics: SocketAddr,
+}
+
+/// A control plane that runs.
+pub struct Control {
+    /// Where its ports are.
+    pub addresses: Addresses,
+    flags: Flags,
+    ending: watch::Sender<bool>,
+    stop_leading: CancellationToken,
+    election: Option<tokio::task::JoinHandle<()>>,
+    end: CancellationToken,
+    servers: JoinSet<()>,
+    health_end: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Control {
+    /// Starts all parts.
+    ///
+    /// # Errors
+    /// A port is taken, a folder does not exist, a kubeconfig can't be read: what time will not mend.
+    pub async fn start(flags: Flags) -> anyhow::Result<Self> {
+        info!(version = env!("CARGO_PKG_VERSION"), namespace = %flags.namespace(), "weft-control starts");
+        let metrics = Arc::new(Metrics::default());
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let (webhook, webhook_at) = listen(&flags, flags.webhook_port, "--webhook-port").await?;
+        let (control, control_at) = listen(&flags, flags.control_port, "--control-port").await?;
+        let (monitor, metrics_at) = listen(&flags, flags.metrics_port, "--metrics-port").await?;
+        let addresses = Addresses { webhook: webhook_at, control: control_at, metrics: metrics_at };
+
+        let parts = Parts::new(&flags, &metrics).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(publisher(parts.index.clone()));
+
+        // Settings, and what the compiler takes from them.
+        let defaults = settings::Defaults {
+            namespace: flags.namespace(),
+            image: flags.image_proxy.clone(),
+            cluster_domain: flags.cluster_domain.clone(),
+        };
+        let mut file = settings::File::new(flags.config.clone(), defaults.clone(), metrics.clone());
+        let rules = watch::Sender::new(Arc::new(file.start()));
+        let mesh = watch::Sender::new(Arc::new(settings::mesh(&rules.borrow(), &defaults)));
+        let (settings, mesh_rules) = (rules.subscribe(), mesh.subscribe());
+        tasks.spawn(file.follow(rules));
+        tasks.spawn(follow_mesh(settings.clone(), defaults, mesh));
+
+        // Who leads.
+        let (stop_leading, leads) = (CancellationToken::new(), watch::Sender::new(parts.client.is_none()));
+        let leader = leads.subscribe();
+        let election = parts.client.clone().map(|client| {
+            let candidate = Candidate {
+                client,
+                namespace: flags.namespace(),
+                name: names::LEASE.into(),
+                identity: flags.identity(),
+                timing: Timing::default(),
+            };
+            tokio::spawn(candidate.run(leads.clone(), metrics.clone(), stop_leading.clone()))
+        });
+        tasks.spawn(async move {
+            // Keeps the channel open where there is no election.
+            let _leads = leads;
+            std::future::pending().await
+        });
+
+        // The source.
+        let facts = watch::Sender::new(ClusterFacts { native_sidecars: true, ..ClusterFacts::default() });
+        let cluster = facts.subscribe();
+        match &flags.manifests {
+            Some(folder) => {
+                if !folder.is_dir() {
+                    anyhow::bail!("--manifests {}: no such folder", folder.display());
+                }
+                let watch = source::files::watch(folder.clone(), parts.index.clone(), metrics.clone());
+                tasks.spawn(async move {
+                    if let Err(error) = watch.await {
+                        error!("cannot read the manifests: {error:#}");
+                    }
+                });
+            }
+            None => {
+                if let Some(client) = parts.client.clone() {
+                    tasks.spawn(follow_cluster(client, parts.index.clone(), metrics.clone(), facts));
+                }
+            }
+        }
+
+        // What is served.
+        let (end, health_end) = (CancellationToken::new(), CancellationToken::new());
+        let resolver = Arc::new(Resolver::default());
+        let trust = watch::Sender::new(None);
+        let ending = watch::Sender::new(false);
+        let ports = vec![("webhook", addresses.webhook), ("control", addresses.control)];
+        let health = Health::new(parts.index.clone(), metrics.clone(), ports, trust.subscribe(), ending.subscribe());
+        let (news, inbox) = Events::new(metrics.clone());
+        let lookup = Lookup::new(parts.index.clone(), parts.client.clone());
+        let observer = Observer::new(news.clone());
+        let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, &mut registry, &mut tasks);
+        let service = discovery::Service {
+            index: parts.index.clone(),
+            mesh: mesh_rules,
+            auth: parts.auth.clone(),
+            metrics: metrics.clone(),
+            end: end.clone(),
+        };
+        let grace = Duration::from_secs(flags.shutdown_grace);
+        let mut servers = JoinSet::new();
+        let https = Arc::new(server_config(resolver.clone(), &[b"h2", b"http/1.1"]));
+        servers.spawn(tls::serve(webhook, https, admission, end.clone(), grace));
+        let h2 = Arc::new(server_config(resolver.clone(), &[b"h2"]));
+        servers.spawn(tls::serve(control, h2, service.router(), end.clone(), grace));
+        let router = health::router(Arc::new(health), Arc::new(registry));
+        tasks.spawn(serve_plain(monitor, router, health_end.clone()));
+
+        // What is kept right.
+        let keep = Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust };
+        tasks.spawn(keep.run(inbox));
+        info!(webhook = %addresses.webhook, control = %addresses.control, metrics = %addresses.metrics, "listening");
+        Ok(Self { addresses, flags, ending, stop_leading, election, end, servers, health_end, tasks })
+    }
+
+    /// Runs until SIGTERM or SIGINT, then ends in order.
+    ///
+    /// # Errors
+    /// Signals can't be waited for.
+    pub async fn until_signal(self) -> anyhow::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::select! {
+            () = self.shutdown() => info!("ended in order"),
+            _ = terminate.recv() => warn!("second signal: ending at once"),
+            _ = interrupt.recv() => warn!("second signal: ending at once"),
+        }
+        Ok(())
+    }
+
+    /// Ends in order.
+    pub async fn shutdown(mut self) {
+        info!(delay = self.flags.shutdown_delay, grace = self.flags.shutdown_grace, "ending: not ready any more, still serving");
+        self.ending.send_replace(true);
+        self.stop_leading.cancel();
+        tokio::time::sleep(Duration::from_secs(self.flags.shutdown_delay)).await;
+        self.end.cancel();
+        while self.servers.join_next().await.is_some() {}
+        if let Some(election) = self.election.take() {
+            let _ = tokio::time::timeout(Duration::from_secs(3), election).await;
+        }
+        self.health_end.cancel();
+        self.tasks.shutdown().await;
+    }
+}
+
+/// What depends on whether there is a cluster.
+#[derive(Clone)]
+struct Parts {
+    client: Option<Client>,
+    index: Arc<Index>,
+    auth: Authenticator,
+    store: Store,
+}
+
+impl Parts {
+    async fn new(flags: &Flags, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+        if flags.manifests.is_some() {
+            let auth = match &flags.tokens {
+                Some(file) => Authenticator::tokens(file)?,
+                None => Authenticator::Local,
+            };
+            let store = flags.state_dir.clone().map_or(Store::Memory, Store::Folder);
+            // The manifests count as listed once the folder was read.
+            return Ok(Self { client: None, index: Arc::new(Index::new([Kind::Namespace])), auth, store });
+        }
+        let _ = metrics;
+        let client = client(flags.kubeconfig.clone()).await?;
+        Ok(Self {
+            index: Arc::new(Index::new(source::kube::KINDS)),
+            auth: Authenticator::reviews(client.clone()),
+            store: Store::Secrets { client: client.clone(), namespace: flags.namespace() },
+            client: Some(client),
+        })
+    }
+}
+
+async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(&path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?
+        }
+        None => kube::Config::infer()
+            .await
+            .context("found no cluster: neither the service account of a pod nor a kubeconfig; use --manifests DIR to run without one")?,
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config).context("cannot make a client of the API server")
+}
+
+async fn listen(flags: &Flags, port: u16, flag: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let address = SocketAddr::new(flags.bind(), port);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: is the port taken? See {flag} and --bind"))?;
+    let address = listener.local_addr().context("cannot read the address of a listener")?;
+    Ok((listener, address))
+}
+
+async fn serve_plain(listener: TcpListener, router: axum::Router, end: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { end.cancelled().await }).await;
+    if let Err(error) = served {
+        error!(%error, "metrics and health are not served any more");
+    }
+}
+
+async fn follow_mesh(
+    mut settings: watch::Receiver<Arc<Settings>>,
+    defaults: settings::Defaults,
+    mesh: watch::Sender<Arc<crate::compile::Mesh>>,
+) {
+    while settings.changed().await.is_ok() {
+        let now = settings::mesh(&settings.borrow_and_update(), &defaults);
+        mesh.send_if_modified(|before| {
+            let differs = **before != now;
+            if differs {
+                *before = Arc::new(now);
+            }
+            differs
+        });
+    }
+}
+
+/// Asks the cluster what it is, then watches it for ever.
+async fn follow_cluster(client: Client, index: Arc<Index>, metrics: Arc<Metrics>, facts: watch::Sender<ClusterFacts>) {
+    let mut failures = 0;
+    let version = loop {
+        match client.apiserver_version().await {
+            Ok(version) => break version,
+            Err(error) => {
+                failures += 1;
+                if failures == 1 || failures % 10 == 0 {
+                    warn!(%error, failures, "the API server does not answer; trying again (is it up and reachable from this pod?)");
+                }
+                tokio::time::sleep(backoff(failures)).await;
+            }
+        }
+    };
+    let found = ClusterFacts::of_version(&version.major, &version.minor);
+    info!(version = %version.git_version, native_sidecars = found.native_sidecars, "the API server answers");
+    facts.send_replace(found);
+    let mut tasks = JoinSet::new();
+    source::kube::watch_all(&client, &index, &metrics, streams_lists(&version.minor), &mut tasks);
+    // Other meshes' injectors come and go.
+    let mut webhooks = index.webhooks();
+    loop {
+        let mut now = ClusterFacts { injectors: weft_webhook::OtherInjectors::default(), ..found };
+        for name in webhooks.borrow_and_update().keys() {
+            now.injectors.note(name);
+        }
+        facts.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if webhooks.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether to ask for streamed lists: they are on by default in Kubernetes 1.34 and newer.
+fn streams_lists(minor: &str) -> bool {
+    let digits: String = minor.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse::<u32>().is_ok_and(|minor| minor >= 34)
+}
+
+/// What needs the certificate, and what writes to the cluster.
+struct Keep {
+    flags: Flags,
+    parts: Parts,
+    settings: watch::Receiver<Arc<Settings>>,
+    leader: watch::Receiver<bool>,
+    news: Events,
+    metrics: Arc<Metrics>,
+    resolver: Arc<Resolver>,
+    trust: watch::Sender<Option<Arc<Trust>>>,
+}
+
+impl Keep {
+    async fn run(self, inbox: events::Inbox) {
+        let Self { flags, parts, settings, leader, news, metrics, resolver, trust } = self;
+        let mut tasks = JoinSet::new();
+        if let Some(client) = parts.client.clone() {
+            let reporter = flags.identity();
+            tasks.spawn(events::run(inbox, client, reporter, parts.index.clone(), metrics.clone()));
+            tasks.spawn(keep::missed::run(parts.index.clone(), settings.clone(), leader.clone(), news, metrics.clone()));
+        }
+        let plan = Plan { names: flags.serving_names(), life: flags.serving_life() };
+        if plan.life != SERVING_LIFE {
+            info!(seconds = plan.life.as_secs(), "serving certificates live for a time that was chosen by flag");
+        }
+        let keeper = Arc::new(Keeper::open(parts.store, plan, resolver, metrics.clone()).await);
+        let bundle = keeper.trust_bundle().to_owned();
+        let name = format!("{}.{}.svc", flags.service, flags.namespace());
+        trust.send_replace(Some(Arc::new(Trust { bundle: bundle.clone(), name })));
+        if let Some(file) = &flags.trust_bundle_out {
+            match std::fs::write(file, &bundle) {
+                Ok(()) => info!(file = %file.display(), "wrote the trust bundle"),
+                Err(error) => error!(file = %file.display(), %error, "cannot write the trust bundle"),
+            }
+        }
+        tasks.spawn(keeper.run(leader.clone()));
+        if let Some(client) = parts.client {
+            let service = Key::new(flags.namespace(), flags.service.clone());
+            let webhooks = parts.index.webhooks();
+            tasks.spawn(keep::ca_bundle::run(client.clone(), service, bundle.clone(), webhooks, leader.clone(), metrics.clone()));
+            tasks.spawn(keep::trust_bundle::run(client, bundle, parts.index, settings, leader, metrics));
+        }
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                error!(%error, "a part of the control plane failed; restart this replica and report it");
+            }
+        }
+        // The senders of channels that others wait on live as long as we do.
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_offers_streamed_lists() {
+        for (minor, streams) in [("28", false), ("33+", false), ("34", true), ("35+", true), ("", false)] {
+            assert_eq!(streams_lists(minor), streams, "{minor}");
+        }
+    }
+}
