@@ -81,13 +81,37 @@ impl TableState {
 
 /// Whether a rule's target is a chain of ours.
 fn leads_into_ours(rest: &str) -> bool {
-    let mut words = rest.split_whitespace();
-    while let Some(word) = words.next() {
-        if matches!(word, "-j" | "-g") {
-            return words.next().is_some_and(|target| target.starts_with(CHAIN_PREFIX));
-        }
+    let words = words(rest);
+    words
+        .iter()
+        .position(|word| *word == "-j" || *word == "-g")
+        .and_then(|at| words.get(at + 1))
+        .is_some_and(|target| target.starts_with(CHAIN_PREFIX))
+}
+
+/// The words of a rule. What is in quotes (a comment) is one word, whatever it says.
+fn words(rest: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = rest.trim_start();
+    while !rest.is_empty() {
+        let mut quoted = false;
+        let mut escaped = false;
+        let end = rest
+            .char_indices()
+            .find(|(_, each)| {
+                match each {
+                    _ if escaped => escaped = false,
+                    '\\' => escaped = true,
+                    '"' => quoted = !quoted,
+                    each => return each.is_whitespace() && !quoted,
+                }
+                false
+            })
+            .map_or(rest.len(), |(at, _)| at);
+        words.push(&rest[..end]);
+        rest = rest[end..].trim_start();
     }
-    false
+    words
 }
 
 /// Some versions name the protocol's own extension where others leave it out.
