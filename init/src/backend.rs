@@ -188,7 +188,11 @@ fn remove(survey: &Survey, backend: Backend) -> Result<(), Failure> {
                 }
             }
             Backend::Nft | Backend::Legacy => {
-                let script = survey.state(backend, family)?.script(&RuleSet::empty(family));
+                let script = match survey.state(backend, family) {
+                    Ok(state) => state.script(&RuleSet::empty(family)),
+                    Err(Failure::Incompatible { .. }) => continue,
+                    Err(failure) => return Err(failure),
+                };
                 if !script.is_empty() {
                     xtables::restore(backend, family, &script)?;
                 }
@@ -220,10 +224,12 @@ pub fn cleanup(host: &Host) -> Result<bool, Failure> {
             found = true;
         }
     }
-    // What could not be read cannot be known to be free of ours.
-    for state in survey.nft.iter().chain(&survey.legacy) {
-        if let Err(failure) = state {
-            return Err(failure.clone());
+    for state in survey.nft.into_iter().chain(survey.legacy) {
+        match state {
+            // iptables cannot have put anything there.
+            Ok(_) | Err(Failure::Incompatible { .. }) => {}
+            // What could not be read cannot be known to be free of ours.
+            Err(failure) => return Err(failure),
         }
     }
     Ok(found)
@@ -238,7 +244,11 @@ pub fn cleanup_script(host: &Host) -> Result<String, Failure> {
     let mut text = String::new();
     for backend in [Backend::Nft, Backend::Legacy] {
         for family in Family::ALL {
-            let script = survey.state(backend, family)?.script(&RuleSet::empty(family));
+            let script = match survey.state(backend, family) {
+                Ok(state) => state.script(&RuleSet::empty(family)),
+                Err(Failure::Incompatible { .. }) => continue,
+                Err(failure) => return Err(failure),
+            };
             if !script.is_empty() {
                 text.push_str(&format!("# {family}: {} --noflush\n{script}", xtables::restore_command(backend, family)));
             }

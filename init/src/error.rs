@@ -42,6 +42,17 @@ pub enum Failure {
         /// What it means and what to do.
         advice: Option<String>,
     },
+    /// Another program uses a table of nf_tables in a way that iptables does not know.
+    #[error(
+        "back end nft, {family}: another program put rules into the table {table} that iptables-nft cannot read. Use --backend \
+         nftables (annotation weft.mesh/init-backend), which has tables of its own"
+    )]
+    Incompatible {
+        /// Which table.
+        table: String,
+        /// Of which family.
+        family: Family,
+    },
     /// No back end works.
     #[error("no packet filter of this kernel takes the redirection rules:{}", list(refusals))]
     Unsupported {
@@ -62,6 +73,15 @@ pub enum Failure {
     /// IPv6 was demanded of a kernel without it.
     #[error("--ipv6 true, but this kernel has no IPv6 (no /proc/net/if_inet6). Use --ipv6 auto, or boot without ipv6.disable=1")]
     NoIpv6,
+    /// IPv6 is switched off in the pod.
+    #[error(
+        "cannot add {address}/128 to lo: IPv6 is switched off there. Set the sysctl net.ipv6.conf.lo.disable_ipv6 to 0 in the \
+         pod, or do without IPv6 by --ipv6 false"
+    )]
+    Ipv6Off {
+        /// The address from which the proxy speaks to the app.
+        address: std::net::Ipv6Addr,
+    },
     /// A system call failed.
     #[error("{what}: {error}")]
     System {

@@ -163,7 +163,11 @@ fn address_body(address: Ipv6Addr, index: u32) -> Vec<u8> {
 pub fn add_loopback_address(address: Ipv6Addr) -> Result<(), Failure> {
     let body = address_body(address, loopback_index()?);
     let request = message(NEW_ADDRESS, ACK | CREATE | EXCLUSIVE, &body);
-    change(&format!("cannot add {address}/128 to lo"), &request, &[Errno::EEXIST])
+    match ask(SockProtocol::NetlinkRoute, &request, |_, _| {}) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(Errno::EACCES) => Err(Failure::Ipv6Off { address }),
+        Err(error) => Err(Failure::system(format!("cannot add {address}/128 to lo"), error)),
+    }
 }
 
 /// Removes what [`add_loopback_address`] added.

@@ -284,3 +284,6 @@ impl RuleSet {
         self.tables.iter().find(|table| table.kind == kind)
     }
 }
+
+#[cfg(test)]
+mod tests;

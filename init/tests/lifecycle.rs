@@ -438,3 +438,41 @@ fn the_proof_copes_with_a_proxy_that_listens_already() {
     let said = weft_init_ok(&["--ipv6", "false"]);
     assert!(said.contains("proved in part"), "{said}");
 }
+
+#[test]
+fn a_table_that_iptables_cannot_read_is_left_to_its_owner() {
+    if !back_ends().contains(&Backend::Nftables) {
+        return;
+    }
+    let _pod = small_pod();
+    sh("nft -f - <<X
+table ip nat {
+    chain OUTPUT {
+        type nat hook output priority -100
+        tcp dport vmap { 81 : accept, 82 : drop }
+        numgen random mod 2 0 counter
+    }
+}
+X");
+    let before = sh("nft -s list table ip nat");
+    let output = weft_init(&["--backend", "nft"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the table nat") && said.contains("--backend nftables"), "{said}");
+    let said = weft_init_ok(&[]);
+    assert!(said.contains("back end nftables") && said.contains("IPv4 proved"), "{said}");
+    assert!(weft_init_ok(&[]).contains("nothing changed"));
+    weft_init_ok(&["--cleanup"]);
+    assert_eq!(sh("nft -s list table ip nat"), before);
+    assert!(!everything().to_lowercase().contains("weft"));
+}
+
+#[test]
+fn a_pod_with_ipv6_alone() {
+    for backend in back_ends() {
+        let _pod = small_pod();
+        sh("ip addr flush dev eth0; ip addr add fd01::2/64 dev eth0 nodad; ip -6 route replace default via fd01::1");
+        let said = weft_init_ok(&["--backend", backend.name()]);
+        assert!(said.contains("IPv6 proved") && said.contains("IPv4 not proved: the pod has no IPv4 route"), "{said}");
+    }
+}

@@ -14,9 +14,6 @@ pub(super) fn advice(backend: Backend, family: Family, message: &str, script: &s
              forbid it"
         ));
     }
-    if lower.contains("incompatible, use 'nft' tool") {
-        return Some("Another program made tables that iptables-nft cannot read; use --backend nftables".into());
-    }
     if lower.contains("holding the xtables lock") || lower.contains("resource temporarily unavailable") {
         return Some("Another program was changing the rules of this pod; the next start of the container tries again".into());
     }

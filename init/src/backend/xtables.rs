@@ -68,7 +68,12 @@ pub(super) fn feed(command: &mut Command, input: Option<&str>) -> std::io::Resul
 pub(super) fn save(backend: Backend, family: Family) -> Result<String, Failure> {
     let name = format!("{}-save", tool(backend, family));
     let output = run(backend, family, &name, &mut command(&name, backend), None)?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // The tool counts this as a success, and its restore would then say that it has changed what it has not.
+    match text.split_once("# Table `").and_then(|(_, rest)| rest.split_once("' is incompatible")) {
+        Some((table, _)) => Err(Failure::Incompatible { table: table.to_owned(), family }),
+        None => Ok(text),
+    }
 }
 
 /// Feeds a script to `iptables-restore`.
