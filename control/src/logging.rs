@@ -8,8 +8,9 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// The filter can't be read.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    // What libraries say below a warning is for those who ask for it.
-    let quiet = ["kube=warn", "kube_client=warn", "kube_runtime=warn", "hyper=warn", "h2=warn", "rustls=warn", "tower=warn"];
+    // What libraries say below a warning is for those who ask for it; the client logs each failed call as an error, which whoever
+    // made the call says better.
+    let quiet = ["kube=warn", "kube_client=warn", "kube_client::client::builder=off", "kube_runtime=warn", "hyper=warn", "h2=warn", "rustls=warn", "tower=warn"];
     let mut parsed = EnvFilter::try_new(quiet.join(","))?;
     for directive in filter.split(',').map(str::trim).filter(|d| !d.is_empty()) {
         let directive = directive.parse().map_err(|e| {

@@ -98,7 +98,7 @@ impl Control {
         let (monitor, metrics_at) = listen(&flags, flags.metrics_port, "--metrics-port").await?;
         let addresses = Addresses { webhook: webhook_at, control: control_at, metrics: metrics_at };
 
-        let parts = Parts::new(&flags, &metrics).await?;
+        let parts = Parts::new(&flags).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(publisher(parts.index.clone()));
 
@@ -139,15 +139,8 @@ impl Control {
         let cluster = facts.subscribe();
         match &flags.manifests {
             Some(folder) => {
-                if !folder.is_dir() {
-                    anyhow::bail!("--manifests {}: no such folder", folder.display());
-                }
-                let watch = source::files::watch(folder.clone(), parts.index.clone(), metrics.clone());
-                tasks.spawn(async move {
-                    if let Err(error) = watch.await {
-                        error!("cannot read the manifests: {error:#}");
-                    }
-                });
+                let watched = source::files::open(folder.clone(), parts.index.clone(), metrics.clone())?;
+                tasks.spawn(watched.follow());
             }
             None => {
                 if let Some(client) = parts.client.clone() {
@@ -236,7 +229,7 @@ struct Parts {
 }
 
 impl Parts {
-    async fn new(flags: &Flags, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+    async fn new(flags: &Flags) -> anyhow::Result<Self> {
         if flags.manifests.is_some() {
             let auth = match &flags.tokens {
                 Some(file) => Authenticator::tokens(file)?,
@@ -246,7 +239,6 @@ impl Parts {
             // The manifests count as listed once the folder was read.
             return Ok(Self { client: None, index: Arc::new(Index::new([Kind::Namespace])), auth, store });
         }
-        let _ = metrics;
         let client = client(flags.kubeconfig.clone()).await?;
         Ok(Self {
             index: Arc::new(Index::new(source::kube::KINDS)),

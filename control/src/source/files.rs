@@ -151,12 +151,22 @@ fn read_file(path: &Path) -> Result<Vec<Object>, String> {
     Ok(objects)
 }
 
-/// Reads the folder into the index, and again with every change, until it is dropped.
+/// A folder that was read and is watched.
+pub struct Watched {
+    folder: Folder,
+    index: Arc<Index>,
+    metrics: Arc<Metrics>,
+    changes: mpsc::Receiver<()>,
+    /// Watches as long as it lives.
+    _watcher: notify::RecommendedWatcher,
+}
+
+/// Reads the folder into the index and begins to watch it.
 ///
 /// # Errors
-/// At the start only: the folder can't be listed or watched.
-pub async fn watch(root: PathBuf, index: Arc<Index>, metrics: Arc<Metrics>) -> anyhow::Result<std::convert::Infallible> {
-    let (changed, mut changes) = mpsc::channel::<()>(1);
+/// The folder can't be listed or watched.
+pub fn open(root: PathBuf, index: Arc<Index>, metrics: Arc<Metrics>) -> anyhow::Result<Watched> {
+    let (changed, changes) = mpsc::channel::<()>(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading a file is an event too, and would make us read for ever.
         if !event.is_ok_and(|e| e.kind.is_access()) {
@@ -165,25 +175,29 @@ pub async fn watch(root: PathBuf, index: Arc<Index>, metrics: Arc<Metrics>) -> a
     })?;
     watcher
         .watch(&root, notify::RecursiveMode::Recursive)
-        .map_err(|e| anyhow::anyhow!("cannot watch the folder {}: {e}; does it exist?", root.display()))?;
-    let mut folder = Folder::new(&root);
-    let load = |folder: &mut Folder| -> Result<(), FolderError> {
-        let objects = folder.read()?;
-        metrics.bad_manifests.set(folder.bad().len() as i64);
-        index.replace(objects);
-        Ok(())
-    };
-    load(&mut folder)?;
+        .map_err(|e| anyhow::anyhow!("--manifests: cannot watch the folder {}: {e}; does it exist?", root.display()))?;
+    let mut watched = Watched { folder: Folder::new(&root), index, metrics, changes, _watcher: watcher };
+    watched.load()?;
     info!(folder = %root.display(), "reading manifests instead of a cluster");
-    loop {
-        if changes.recv().await.is_none() {
-            // The watcher is gone, which it never is while we hold it; keep what is known.
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(SETTLE).await;
-        while changes.try_recv().is_ok() {}
-        if let Err(error) = load(&mut folder) {
-            error!("{error} What was read last stays in force.");
+    Ok(watched)
+}
+
+impl Watched {
+    fn load(&mut self) -> Result<(), FolderError> {
+        let objects = self.folder.read()?;
+        self.metrics.bad_manifests.set(self.folder.bad().len() as i64);
+        self.index.replace(objects);
+        Ok(())
+    }
+
+    /// Reads the folder with every change, until it is dropped.
+    pub async fn follow(mut self) {
+        while self.changes.recv().await.is_some() {
+            tokio::time::sleep(SETTLE).await;
+            while self.changes.try_recv().is_ok() {}
+            if let Err(error) = self.load() {
+                error!("{error} What was read last stays in force.");
+            }
         }
     }
 }

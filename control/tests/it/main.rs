@@ -1,0 +1,9 @@
+//! Tests of the control plane against a small API server in this process.
+
+mod authority;
+mod common;
+mod discovery;
+mod election;
+mod keepers;
+mod process;
+mod source;
