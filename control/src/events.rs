@@ -7,6 +7,8 @@
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics};
 use crate::model::Owner;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -21,6 +23,8 @@ use tracing::debug;
 
 /// News that wait to be written.
 const QUEUE: usize = 1024;
+/// News that wait for the watch at once.
+const SETTLING: usize = 256;
 /// How often the same news is written.
 const REPEAT: Duration = Duration::from_secs(60);
 /// How long news are remembered.
@@ -116,8 +120,23 @@ type About = (String, Owner, Kind, String);
 pub async fn run(mut inbox: Inbox, client: Client, reporter: String, index: Arc<Index>, metrics: Arc<Metrics>) {
     let mut told: HashMap<About, Told> = HashMap::new();
     let mut budget = Budget { left: BUDGET.0, at: Instant::now() };
-    while let Some(mut news) = inbox.0.recv().await {
-        news.about = settle(&index, &news).await;
+    let mut settling = FuturesUnordered::new();
+    loop {
+        // News wait side by side for the watch to catch up, so that one does not hold up the others.
+        let news = tokio::select! {
+            news = inbox.0.recv(), if settling.len() < SETTLING => match news {
+                Some(news) => {
+                    settling.push(settle(&index, news));
+                    continue;
+                }
+                None if settling.is_empty() => return,
+                None => match settling.next().await {
+                    Some(news) => news,
+                    None => return,
+                },
+            },
+            Some(news) = settling.next() => news,
+        };
         told.retain(|_, t| t.at.elapsed() < REMEMBER);
         let about = (news.namespace.clone(), news.about.clone(), news.kind, news.note.clone());
         if let Some(known) = told.get_mut(&about)
@@ -146,7 +165,7 @@ pub async fn run(mut inbox: Inbox, client: Client, reporter: String, index: Arc<
 }
 
 /// Follows the owner up to the workload, waiting a moment where the watch has not seen the step between.
-async fn settle(index: &Index, news: &News) -> Owner {
+async fn settle(index: &Index, mut news: News) -> News {
     let steps = matches!(news.about.kind.as_str(), "ReplicaSet" | "Job");
     let mut view = index.subscribe(&news.namespace);
     if steps {
@@ -158,7 +177,10 @@ async fn settle(index: &Index, news: &News) -> Owner {
     let view = view.borrow().clone();
     let root = crate::compile::workload::root_of_owner(&news.about, &news.labels, &view);
     // `kubectl describe` finds events by uid. An owner that was only guessed has none; then the one that is known gets it.
-    if root.uid.is_empty() { news.about.clone() } else { root }
+    if !root.uid.is_empty() {
+        news.about = root;
+    }
+    news
 }
 
 async fn write(client: &Client, reporter: &str, news: &News, known: Option<Told>) -> Result<Told, kube::Error> {

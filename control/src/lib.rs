@@ -20,7 +20,7 @@ pub mod lease;
 pub mod logging;
 pub mod metrics;
 pub mod model;
-//pub mod run;
+pub mod run;
 pub mod serve;
 pub mod settings;
 pub mod source;

@@ -131,7 +131,7 @@ impl Control {
         tasks.spawn(async move {
             // Keeps the channel open where there is no election.
             let _leads = leads;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
 
         // The source.

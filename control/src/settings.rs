@@ -57,34 +57,45 @@ pub struct File {
     path: PathBuf,
     defaults: Defaults,
     metrics: Arc<Metrics>,
-    last: Option<Option<String>>,
+    last: Last,
+}
+
+/// What the file held when it was read last.
+#[derive(Debug, PartialEq, Eq)]
+enum Last {
+    NotRead,
+    Absent,
+    Text(String),
 }
 
 impl File {
     /// A file that was not read yet.
     pub fn new(path: PathBuf, defaults: Defaults, metrics: Arc<Metrics>) -> Self {
-        Self { path, defaults, metrics, last: None }
+        Self { path, defaults, metrics, last: Last::NotRead }
     }
 
     /// Reads the file. `None`: nothing changed, or it is wrong (which was logged).
     pub fn read(&mut self) -> Option<Settings> {
-        let text = match std::fs::read_to_string(&self.path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        let now = match std::fs::read_to_string(&self.path) {
+            Ok(text) => Last::Text(text),
+            // A ConfigMap that is being swapped is away for a moment; one that was deleted leaves us as we are.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match self.last {
+                Last::NotRead => Last::Absent,
+                Last::Absent | Last::Text(_) => return None,
+            },
             Err(error) => {
                 self.wrong(&error.to_string());
                 return None;
             }
         };
-        if self.last.as_ref() == Some(&text) {
+        if self.last == now {
             return None;
         }
-        let first = self.last.is_none();
-        if text.is_none() && !first {
-            // A ConfigMap that is being swapped is away for a moment; one that was deleted leaves us as we are.
-            return None;
-        }
-        self.last = Some(text.clone());
+        self.last = now;
+        let text = match &self.last {
+            Last::Text(text) => Some(text.clone()),
+            Last::NotRead | Last::Absent => None,
+        };
         match parse(text.as_deref().unwrap_or_default(), &self.defaults) {
             Ok(settings) => {
                 if text.is_some() {

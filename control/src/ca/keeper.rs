@@ -57,24 +57,15 @@ impl Keeper {
     }
 
     async fn try_open(store: &Store, plan: &Plan, resolver: &Resolver, metrics: &Metrics) -> anyhow::Result<Pair> {
-        let root = agree(store, Slot::Root, None, |_| issue::root(SystemTime::now()), |pair| {
-            issue::check_root(pair, SystemTime::now()).map(drop).map_err(|error| {
-                // A new root would cut off every pod that trusts this one: that is for a person to decide.
-                anyhow::anyhow!(
-                    "the root in {} can't be used: {error}. Put it right, or delete it to begin with a new root (pods then have to be restarted)",
-                    Slot::Root.secret()
-                )
-            })
-        })
-        .await?;
+        let root = agree_on_root(store).await?;
         let now = SystemTime::now();
-        let make = |_: &()| issue::serving(&root, &plan.names, SystemTime::now(), plan.life);
+        let make = || issue::serving(&root, &plan.names, SystemTime::now(), plan.life);
         let pair = match store.read(Slot::Serving).await? {
             Some(stored) => match usable(&root, &stored, plan, now) {
                 Ok(pair) => pair,
                 Err(reason) => {
                     info!("replacing the serving certificate: {reason}");
-                    let pair = make(&())?;
+                    let pair = make()?;
                     match store.write(Slot::Serving, &pair, &root, Some(&stored)).await? {
                         Written::Yes => pair,
                         Written::Lost => anyhow::bail!("another replica has just replaced the serving certificate"),
@@ -82,7 +73,7 @@ impl Keeper {
                 }
             },
             None => {
-                let pair = make(&())?;
+                let pair = make()?;
                 match store.write(Slot::Serving, &pair, &root, None).await? {
                     Written::Yes => {
                         info!("made a serving certificate");
@@ -225,26 +216,27 @@ fn put_in_force(resolver: &Resolver, metrics: &Metrics, root: &Pair, pair: &Pair
     Ok(())
 }
 
-/// Create or read: returns the pair on which all replicas agree.
-async fn agree(
-    store: &Store,
-    slot: Slot,
-    root: Option<&Pair>,
-    make: impl Fn(&()) -> Result<Pair, issue::CertError>,
-    check: impl Fn(&Pair) -> anyhow::Result<()>,
-) -> anyhow::Result<Pair> {
+/// Create or read: returns the root on which all replicas agree.
+async fn agree_on_root(store: &Store) -> anyhow::Result<Pair> {
+    let secret = Slot::Root.secret();
     // Somebody who is faster twice in a row would be strange; the caller tries again anyway.
     for _ in 0..3 {
-        let stored = store.read(slot).await?;
+        let stored = store.read(Slot::Root).await?;
         if let Some(pair) = stored.as_ref().and_then(|s| s.pair.clone()) {
-            check(&pair)?;
+            // A new root would cut off every pod that trusts this one: that is for a person to decide.
+            issue::check_root(&pair, SystemTime::now()).map_err(|error| {
+                anyhow::anyhow!(
+                    "the root in secret {secret} can't be used: {error}. Put it right, or delete it to begin with a new root (pods then \
+                     have to be restarted)"
+                )
+            })?;
             return Ok(pair);
         }
-        let pair = make(&())?;
-        if store.write(slot, &pair, root.unwrap_or(&pair), stored.as_ref()).await? == Written::Yes {
-            info!(secret = slot.secret(), "made a new root");
+        let pair = issue::root(SystemTime::now())?;
+        if store.write(Slot::Root, &pair, &pair, stored.as_ref()).await? == Written::Yes {
+            info!(secret, "made a new root");
             return Ok(pair);
         }
     }
-    anyhow::bail!("secret {} is created and deleted by turns; is something else managing it?", slot.secret())
+    anyhow::bail!("secret {secret} is created and deleted by turns; is something else managing it?")
 }

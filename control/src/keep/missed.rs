@@ -19,6 +19,13 @@ const GATHER: Duration = Duration::from_secs(1);
 
 /// Whether the webhook would inject this pod.
 pub fn would_inject(pod: &Pod, namespace: Option<&Namespace>, settings: &Settings) -> bool {
+    // Most pods of a cluster are in namespaces where nobody speaks of injection; they are passed over without building the
+    // object that the decision reads. Every key that can ask for injection has the word in it.
+    let mentions = |map: &BTreeMap<String, String>| map.keys().any(|key| key.contains("inject"));
+    let namespace_mentions = namespace.is_some_and(|ns| mentions(&ns.annotations) || mentions(&ns.labels));
+    if !namespace_mentions && !mentions(&pod.annotations) && !mentions(&pod.labels) {
+        return false;
+    }
     let facts = namespace_facts(&pod.namespace, namespace);
     weft_webhook::decide(&pod.to_value(), &facts, settings).verdict == Verdict::Inject
 }
@@ -141,6 +148,7 @@ fn report(events: &Events, namespace: &str, owner: &Owner, pods: &[String]) {
 mod tests {
     use super::*;
     use crate::model::{Container, Owned};
+    use weft_api::annotations as keys;
 
     fn pod(name: &str, change: impl FnOnce(&mut Pod)) -> (String, Arc<Pod>) {
         let mut pod = Pod {
@@ -187,5 +195,8 @@ mod tests {
         assert!(advice(&deployment, "shop").contains("kubectl rollout restart deployment/cart -n shop"));
         view.namespace = None;
         assert!(missed(&view, &settings).is_empty());
+        for key in [keys::INJECT_BARE, keys::INJECT, keys::INJECT_LINKERD, keys::INJECT_ISTIO, keys::INJECTION_ISTIO] {
+            assert!(key.contains("inject"), "{key} would be passed over");
+        }
     }
 }

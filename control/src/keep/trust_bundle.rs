@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -129,15 +129,28 @@ impl Keeper {
             return;
         }
         let mut failures = 0;
+        // What was found of each namespace as it was then: only one that changed is looked at again.
+        let mut looked_at: HashMap<String, (Arc<View>, bool)> = HashMap::new();
         loop {
             if leader.wait_for(|leads| *leads).await.is_err() {
                 return;
             }
             generation.mark_unchanged();
+            if settings.has_changed().unwrap_or(false) {
+                looked_at.clear();
+            }
             let rules = settings.borrow_and_update().clone();
             let mut failed = false;
-            for (namespace, view) in index.views() {
-                if self.is_right(&namespace) || !wanted(&namespace, &view, &rules) {
+            let views: HashMap<String, Arc<View>> = index.views().into_iter().collect();
+            looked_at.retain(|namespace, _| views.contains_key(namespace));
+            for (namespace, view) in views {
+                let known = looked_at.get(&namespace).filter(|(before, _)| Arc::ptr_eq(before, &view)).map(|(_, wanted)| *wanted);
+                let wanted = known.unwrap_or_else(|| {
+                    let wanted = wanted(&namespace, &view, &rules);
+                    looked_at.insert(namespace.clone(), (view, wanted));
+                    wanted
+                });
+                if !wanted || self.is_right(&namespace) {
                     continue;
                 }
                 match self.write(&namespace).await {
@@ -162,7 +175,10 @@ impl Keeper {
             };
             tokio::select! {
                 changed = generation.changed() => if changed.is_err() { return },
-                changed = settings.changed() => if changed.is_err() { return },
+                changed = settings.changed() => {
+                    if changed.is_err() { return }
+                    looked_at.clear();
+                }
                 changed = leader.changed() => if changed.is_err() { return },
                 () = self.drifted.notified() => {
                     // Whoever deletes it in a loop gets a loop of two writes a second, not of thousands.
