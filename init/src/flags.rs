@@ -279,7 +279,10 @@ impl Options {
             skip_verify: arguments.skip_verify,
         };
         options.check().map_err(|reason| {
-            clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{reason}\n"))
+            clap::Error::raw(
+                clap::error::ErrorKind::ValueValidation,
+                format!("{reason}\n"),
+            )
         })?;
         Ok(options)
     }
@@ -291,9 +294,10 @@ impl Options {
         if settings.dns_capture {
             taken.push((names::DNS_PORT, "the proxy's DNS port"));
         }
-        for (flag, port) in
-            [("--outbound-port", settings.outbound_port), ("--inbound-port", settings.inbound_port)]
-        {
+        for (flag, port) in [
+            ("--outbound-port", settings.outbound_port),
+            ("--inbound-port", settings.inbound_port),
+        ] {
             if let Some((_, what)) = taken.iter().find(|(number, _)| *number == port) {
                 return Err(format!("invalid value '{port}' for '{flag}': it is {what}"));
             }
@@ -301,7 +305,10 @@ impl Options {
         }
         if self.ipv6 == Ipv6::False {
             let lists = [
-                ("--exclude-outbound-cidrs", settings.exclude_outbound_cidrs.as_slice()),
+                (
+                    "--exclude-outbound-cidrs",
+                    settings.exclude_outbound_cidrs.as_slice(),
+                ),
                 ("--outbound-cidrs", settings.outbound_cidrs.list()),
             ];
             for (flag, nets) in lists {

@@ -3,7 +3,7 @@
 //! the kernel holds what we want.
 
 use crate::rules::{
-    Chain, CtState, Family, Match, Protocol, Rule, RuleSet, Table, Target, LOCAL_MARK,
+    Chain, CtState, Family, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table, Target,
 };
 use std::fmt::Write as _;
 
@@ -72,7 +72,9 @@ fn write_match(line: &mut String, condition: &Match, protocol: &str) {
         },
         Match::Uid(uid) => write!(line, "-m owner --uid-owner {uid} "),
         Match::Gid(gid) => write!(line, "-m owner --gid-owner {gid} "),
-        Match::NotOwner { uid, gid } => write!(line, "-m owner ! --uid-owner {uid} ! --gid-owner {gid} "),
+        Match::NotOwner { uid, gid } => {
+            write!(line, "-m owner ! --uid-owner {uid} ! --gid-owner {gid} ")
+        }
         Match::Mark(mark) => write!(line, "-m mark --mark {mark:#x} "),
         Match::ConnMark(mark) => write!(line, "-m connmark --mark {mark:#x} "),
         Match::State(state) => write!(
@@ -101,7 +103,10 @@ fn write_target(line: &mut String, family: Family, target: &Target) {
         Target::Goto(chain) => write!(line, "-g {}", chain.name()),
         Target::Redirect(port) => write!(line, "-j REDIRECT --to-ports {port}"),
         Target::Tproxy(port) => {
-            write!(line, "-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark {LOCAL_MARK:#x}/0xffffffff")
+            write!(
+                line,
+                "-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark {LOCAL_MARK:#x}/0xffffffff"
+            )
         }
         Target::SetMark(mark) => write!(line, "-j MARK --set-xmark {mark:#x}/0xffffffff"),
         Target::SetConnMark(mark) => write!(line, "-j CONNMARK --set-xmark {mark:#x}/0xffffffff"),
@@ -111,7 +116,11 @@ fn write_target(line: &mut String, family: Family, target: &Target) {
 
 /// The rules of a chain, each as the tools print it: `-A CHAIN …`.
 pub fn chain(family: Family, chain: &Chain) -> Vec<String> {
-    chain.rules.iter().map(|each| format!("-A {} {}", chain.name.name(), rule(family, each))).collect()
+    chain
+        .rules
+        .iter()
+        .map(|each| format!("-A {} {}", chain.name.name(), rule(family, each)))
+        .collect()
 }
 
 /// The jump from a hook into a chain, without `-A HOOK`.
@@ -142,5 +151,9 @@ pub fn table(family: Family, table: &Table) -> String {
 
 /// All tables on a machine that has nothing of ours.
 pub fn rule_set(rules: &RuleSet) -> String {
-    rules.tables.iter().map(|each| table(rules.family, each)).collect()
+    rules
+        .tables
+        .iter()
+        .map(|each| table(rules.family, each))
+        .collect()
 }

@@ -4,7 +4,8 @@
 
 use crate::flags::Interface;
 use crate::rules::{
-    Chain, ChainName, CtState, Family, Hook, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table, TableKind, Target,
+    Chain, ChainName, CtState, Family, Hook, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table,
+    TableKind, Target,
 };
 use std::fmt::Write as _;
 
@@ -93,7 +94,9 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
             }
             Match::Uid(uid) => write!(line, "meta skuid {uid} "),
             Match::Gid(gid) => write!(line, "meta skgid {gid} "),
-            Match::NotOwner { uid, gid } => write!(line, "meta skuid != {uid} meta skgid != {gid} "),
+            Match::NotOwner { uid, gid } => {
+                write!(line, "meta skuid != {uid} meta skgid != {gid} ")
+            }
             Match::Mark(mark) => write!(line, "meta mark {mark:#x} "),
             Match::ConnMark(mark) => write!(line, "ct mark {mark:#x} "),
             Match::State(CtState::New) => write!(line, "ct state new "),
@@ -109,7 +112,10 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
         Target::Jump(chain) => write!(line, "jump {}", chain_name(kind, *chain)),
         Target::Goto(chain) => write!(line, "goto {}", chain_name(kind, *chain)),
         Target::Redirect(port) => write!(line, "redirect to :{port}"),
-        Target::Tproxy(port) => write!(line, "tproxy to :{port} meta mark set {LOCAL_MARK:#x} accept"),
+        Target::Tproxy(port) => write!(
+            line,
+            "tproxy to :{port} meta mark set {LOCAL_MARK:#x} accept"
+        ),
         Target::SetMark(mark) => write!(line, "meta mark set {mark:#x}"),
         Target::SetConnMark(mark) => write!(line, "ct mark set {mark:#x}"),
         Target::Zone(zone) => write!(line, "ct zone set {zone}"),
@@ -118,7 +124,10 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
 }
 
 fn write_chain(text: &mut String, family: Family, table: &Table, chain: &Chain) {
-    text.push_str(&format!("\tchain {} {{\n", chain_name(table.kind, chain.name)));
+    text.push_str(&format!(
+        "\tchain {} {{\n",
+        chain_name(table.kind, chain.name)
+    ));
     if let Some(hook) = chain.hook {
         text.push_str(&format!("\t\t{}\n", base(table.kind, hook)));
     }
@@ -132,7 +141,8 @@ fn chains(rules: &RuleSet) -> String {
     let mut text = String::new();
     for table in &rules.tables {
         // Chains that others lead to come first: nft resolves names in order.
-        let (inner, entered): (Vec<_>, Vec<_>) = table.chains.iter().partition(|chain| chain.hook.is_none());
+        let (inner, entered): (Vec<_>, Vec<_>) =
+            table.chains.iter().partition(|chain| chain.hook.is_none());
         for chain in inner.into_iter().rev().chain(entered) {
             write_chain(&mut text, rules.family, table, chain);
         }
@@ -142,7 +152,9 @@ fn chains(rules: &RuleSet) -> String {
 
 /// FNV-1a: stable between builds, which the standard hasher does not promise.
 fn digest(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The name of the empty chain that says which rules these are.
@@ -164,7 +176,10 @@ pub fn definition(rules: &RuleSet) -> String {
 pub fn rule_set(rules: &RuleSet) -> String {
     let name = table_name(rules.family);
     // Adding first makes deleting succeed on a machine that has no such table.
-    format!("add table {name}\ndelete table {name}\n{}", definition(rules))
+    format!(
+        "add table {name}\ndelete table {name}\n{}",
+        definition(rules)
+    )
 }
 
 /// Removes our table, which must be there.
