@@ -98,9 +98,9 @@ pub struct Settings {
     pub outbound_port: u16,
     /// Where connections to the app go.
     pub inbound_port: u16,
-    /// Sockets of this user are the proxy's.
+    /// Sockets of this user are the proxy's, unless it is 0: see [`Settings::proxy_user`].
     pub proxy_uid: u32,
-    /// Sockets of this group are the proxy's.
+    /// Sockets of this group are the proxy's, unless it is 0.
     pub proxy_gid: u32,
     /// Ports of the app that are redirected.
     pub inbound_ports: Ports,
@@ -122,6 +122,24 @@ pub struct Settings {
     pub drop_invalid: bool,
     /// How inbound connections are handed over.
     pub mode: Mode,
+}
+
+impl Settings {
+    /// The user whose sockets are the proxy's. `None` for root: a proxy that runs as root (TPROXY) must not take every root
+    /// process of the pod with it past the mesh, so that it is known by its group alone.
+    pub fn proxy_user(&self) -> Option<u32> {
+        Some(self.proxy_uid).filter(|uid| *uid != 0)
+    }
+
+    /// The group whose sockets are the proxy's, `None` for root's as in [`Self::proxy_user`].
+    pub fn proxy_group(&self) -> Option<u32> {
+        Some(self.proxy_gid).filter(|gid| *gid != 0)
+    }
+
+    /// Whether a socket of this user and group is the proxy's.
+    pub fn is_proxy(&self, uid: u32, gid: u32) -> bool {
+        self.proxy_user() == Some(uid) || self.proxy_group() == Some(gid)
+    }
 }
 
 impl Default for Settings {
@@ -189,10 +207,10 @@ struct Arguments {
     /// Port of the proxy that takes connections to the app
     #[arg(long, value_name = "PORT", default_value_t = names::INBOUND_PORT, value_parser = values::port)]
     inbound_port: u16,
-    /// User of the proxy; what it sends is left alone
+    /// User of the proxy; what it sends is left alone. 0: only the group tells
     #[arg(long, value_name = "UID", default_value_t = names::PROXY_UID, value_parser = values::id)]
     proxy_uid: u32,
-    /// Group of the proxy; what it sends is left alone
+    /// Group of the proxy; what it sends is left alone. 0: only the user tells
     #[arg(long, value_name = "GID", default_value_t = names::PROXY_GID, value_parser = values::id)]
     proxy_gid: u32,
     /// Inbound ports to redirect: * for all, or a list; empty for none
@@ -302,6 +320,13 @@ impl Options {
                 return Err(format!("invalid value '{port}' for '{flag}': it is {what}"));
             }
             taken.push((port, "the value of --outbound-port"));
+        }
+        if settings.proxy_user().is_none() && settings.proxy_group().is_none() {
+            return Err(
+                "invalid value '0' for '--proxy-gid': with '--proxy-uid' 0 as well, the proxy could not be told from \
+                 processes of the app that run as root"
+                    .into(),
+            );
         }
         if self.ipv6 == Ipv6::False {
             let lists = [

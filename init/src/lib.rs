@@ -57,11 +57,6 @@ fn install(options: &Options) -> Result<(), Failure> {
     let settings = &options.settings;
     let host = Host::survey()?;
     host.may_change()?;
-    if settings.proxy_uid == 0 || settings.proxy_gid == 0 {
-        warn!(
-            "--proxy-uid or --proxy-gid is 0: whatever runs as root in this pod bypasses the proxy"
-        );
-    }
     let mut wanted = Vec::new();
     for family in Family::ALL {
         let need = host.need(family, options.ipv6)?;

@@ -36,7 +36,7 @@ pub fn prove(host: &Host, settings: &Settings, rules: &RuleSet) -> Result<Proof,
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),
     );
-    if uid == settings.proxy_uid || gid == settings.proxy_gid {
+    if settings.is_proxy(uid, gid) {
         return Ok(Proof::Skipped(format!(
             "weft-init runs as the proxy's own user or group ({uid}:{gid}), whose traffic is not redirected"
         )));

@@ -189,12 +189,12 @@ pub enum Match {
     Uid(u32),
     /// The sending socket was made by this group.
     Gid(u32),
-    /// The sending socket was made by neither this user nor this group.
+    /// The sending socket was made by neither this user nor this group; at least one is given.
     NotOwner {
         /// The user.
-        uid: u32,
+        uid: Option<u32>,
         /// The group.
-        gid: u32,
+        gid: Option<u32>,
     },
     /// Packet mark.
     Mark(u32),

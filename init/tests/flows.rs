@@ -538,3 +538,35 @@ fn without_a_proxy_nothing_reaches_the_app() {
         }
     }
 }
+
+#[test]
+fn a_proxy_that_runs_as_root_does_not_take_the_app_s_root_processes_along() {
+    for uid_and_gid in [(0, 1337), (1337, 0)] {
+        let settings = Settings {
+            proxy_uid: uid_and_gid.0,
+            proxy_gid: uid_and_gid.1,
+            dns_capture: true,
+            ..Settings::default()
+        };
+        each(settings, |world, at, _| {
+            lands(world, Flow::out((0, 0), at.far, 80), Landed::Proxy(15001));
+            lands(
+                world,
+                Flow::out((0, 0), at.far, 53).udp(),
+                Landed::Proxy(15053),
+            );
+            lands(world, Flow::out(uid_and_gid, at.far, 80), Landed::Outside);
+            lands(
+                world,
+                Flow::out(uid_and_gid, at.far, 53).udp(),
+                Landed::Outside,
+            );
+            lands(
+                world,
+                Flow::out(uid_and_gid, at.pod, 80),
+                Landed::Proxy(15006),
+            );
+            lands(world, Flow::out((0, 0), at.pod, 80), Landed::App(80));
+        });
+    }
+}

@@ -205,6 +205,7 @@ fn what_contradicts_is_refused() {
             "--exclude-outbound-cidrs",
         ),
         (&["--dns-capture", "--outbound-port=15053"], "DNS port"),
+        (&["--proxy-uid=0", "--proxy-gid=0"], "--proxy-uid"),
         (&["--outbound-port=15006"], "'15006' for '--inbound-port'"),
         (&["--unknown"], "--unknown"),
         (&["stray"], "stray"),

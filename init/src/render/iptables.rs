@@ -73,7 +73,10 @@ fn write_match(line: &mut String, condition: &Match, protocol: &str) {
         Match::Uid(uid) => write!(line, "-m owner --uid-owner {uid} "),
         Match::Gid(gid) => write!(line, "-m owner --gid-owner {gid} "),
         Match::NotOwner { uid, gid } => {
-            write!(line, "-m owner ! --uid-owner {uid} ! --gid-owner {gid} ")
+            line.push_str("-m owner ");
+            let uid = uid.iter().map(|uid| format!("! --uid-owner {uid} "));
+            line.extend(uid.chain(gid.iter().map(|gid| format!("! --gid-owner {gid} "))));
+            Ok(())
         }
         Match::Mark(mark) => write!(line, "-m mark --mark {mark:#x} "),
         Match::ConnMark(mark) => write!(line, "-m connmark --mark {mark:#x} "),

@@ -95,7 +95,9 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
             Match::Uid(uid) => write!(line, "meta skuid {uid} "),
             Match::Gid(gid) => write!(line, "meta skgid {gid} "),
             Match::NotOwner { uid, gid } => {
-                write!(line, "meta skuid != {uid} meta skgid != {gid} ")
+                let uid = uid.iter().map(|uid| format!("meta skuid != {uid} "));
+                line.extend(uid.chain(gid.iter().map(|gid| format!("meta skgid != {gid} "))));
+                Ok(())
             }
             Match::Mark(mark) => write!(line, "meta mark {mark:#x} "),
             Match::ConnMark(mark) => write!(line, "ct mark {mark:#x} "),

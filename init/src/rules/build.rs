@@ -121,6 +121,13 @@ impl Builder<'_> {
             .collect()
     }
 
+    /// What tells the proxy's sockets from others.
+    fn proxy(&self) -> impl Iterator<Item = Match> + use<> {
+        let user = self.settings.proxy_user().map(Match::Uid);
+        user.into_iter()
+            .chain(self.settings.proxy_group().map(Match::Gid))
+    }
+
     fn dns(&self) -> bool {
         self.settings.dns_capture && !self.settings.exclude_outbound_ports.contains(DNS)
     }
@@ -166,8 +173,9 @@ impl Builder<'_> {
         } else {
             Target::Goto(ChainName::Proxy)
         };
-        rules.push(rule([Match::Uid(settings.proxy_uid)], proxy.clone()));
-        rules.push(rule([Match::Gid(settings.proxy_gid)], proxy));
+        for owner in self.proxy() {
+            rules.push(rule([owner], proxy.clone()));
+        }
         // The app speaks to its own pod: loopback, or the pod's own address.
         rules.push(rule([Match::Out(loopback())], Target::Return));
         for ports in chunks(&settings.exclude_outbound_ports) {
@@ -315,15 +323,13 @@ impl Builder<'_> {
         if !self.dns() {
             return Vec::new();
         }
-        let Settings {
-            proxy_uid: uid,
-            proxy_gid: gid,
-            exclude_outbound_cidrs: excluded,
-            ..
-        } = self.settings;
-        let (uid, gid) = (*uid, *gid);
+        let excluded = &self.settings.exclude_outbound_cidrs;
+        let app = Match::NotOwner {
+            uid: self.settings.proxy_user(),
+            gid: self.settings.proxy_group(),
+        };
         let mut output = self.excluded_interfaces(Match::Out);
-        for owner in [Match::Uid(uid), Match::Gid(gid)] {
+        for owner in self.proxy() {
             output.push(rule(
                 [UDP, Match::SourcePort(names::DNS_PORT), owner],
                 Target::Zone(CAPTURED_DNS_ZONE),
@@ -334,13 +340,10 @@ impl Builder<'_> {
             self.nets(excluded, Match::Destination)
                 .map(|net| rule(net, Target::Return)),
         );
-        for owner in [Match::Uid(uid), Match::Gid(gid)] {
+        for owner in self.proxy() {
             output.push(rule([UDP, port(DNS), owner], Target::Zone(PROXY_DNS_ZONE)));
         }
-        output.push(rule(
-            [UDP, port(DNS), Match::NotOwner { uid, gid }],
-            Target::Zone(CAPTURED_DNS_ZONE),
-        ));
+        output.push(rule([UDP, port(DNS), app], Target::Zone(CAPTURED_DNS_ZONE)));
         let mut prerouting = self.excluded_interfaces(Match::In);
         prerouting.extend(
             self.nets(excluded, Match::Source)

@@ -171,7 +171,7 @@ impl Walk {
                 Match::Gid(gid) => packet.owner.is_some_and(|owner| owner.1 == *gid),
                 Match::NotOwner { uid, gid } => packet
                     .owner
-                    .is_some_and(|owner| owner.0 != *uid && owner.1 != *gid),
+                    .is_some_and(|owner| Some(owner.0) != *uid && Some(owner.1) != *gid),
                 Match::Mark(mark) => packet.mark == *mark,
                 Match::ConnMark(mark) => packet.connection_mark == *mark,
                 Match::State(state) => packet.state == Some(*state),

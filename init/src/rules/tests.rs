@@ -51,8 +51,9 @@ fn specification(settings: &Settings, connection: &Connection) -> Landing {
     if within_pod && forwarded_to_app {
         return Landing::Direct;
     }
-    let proxy =
-        owner.is_some_and(|(uid, gid)| uid == settings.proxy_uid || gid == settings.proxy_gid);
+    let proxy = owner.is_some_and(|(uid, gid)| {
+        uid != 0 && uid == settings.proxy_uid || gid == settings.proxy_gid
+    });
     if proxy {
         // Its own pod, by another name than loopback: as a peer.
         return if within_pod && !ip.is_loopback() {
