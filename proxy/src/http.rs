@@ -237,8 +237,7 @@ async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let ended: Result<(), hyper::Error> =
-        until_drained(&worker, connection.as_mut(), http2::Connection::graceful_shutdown).await;
+    let ended: Result<(), hyper::Error> = until_drained(&worker, connection.as_mut(), http2::Connection::graceful_shutdown).await;
     if let Err(error) = ended {
         tracing::debug!(peer = %down.peer, %error, "an HTTP/2 connection ended with an error");
     }

@@ -52,11 +52,7 @@ const FORWARDED: &[(&str, &str, &str)] = &[
         "GET http://real:80/x HTTP/1.1\r\nHost: other\r\n\r\n",
         "GET /x HTTP/1.1\r\nHost: real:80\r\n\r\n",
     ),
-    (
-        "OPTIONS *",
-        "OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n",
-        "OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n",
-    ),
+    ("OPTIONS *", "OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: app\r\n\r\n"),
     (
         "an unknown method and odd but valid targets",
         "PURGE /%7Ea//b/../c;d?e=[f]&g HTTP/1.1\r\nHost: app\r\n\r\n",
@@ -77,11 +73,7 @@ const FORWARDED: &[(&str, &str, &str)] = &[
         "GET / HTTP/1.1\r\nHost: app\r\nX: caf\u{e9}\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: app\r\nX: caf\u{e9}\r\n\r\n",
     ),
-    (
-        "HTTP/1.0 becomes HTTP/1.1",
-        "GET /old HTTP/1.0\r\nHost: app\r\n\r\n",
-        "GET /old HTTP/1.1\r\nHost: app\r\n\r\n",
-    ),
+    ("HTTP/1.0 becomes HTTP/1.1", "GET /old HTTP/1.0\r\nHost: app\r\n\r\n", "GET /old HTTP/1.1\r\nHost: app\r\n\r\n"),
 ];
 
 /// As the app receives it: with chunks as they are on the wire.
@@ -121,7 +113,10 @@ fn requests_are_forwarded_as_the_table_says() {
         let got = received.recv_timeout(support::PATIENCE).unwrap_or_else(|_| panic!("{what}: {:?}", client.rest()));
         assert_eq!(got, *expected, "{what}");
         let (head, body) = client.message().unwrap();
-        assert!(head.ends_with("200 OK\r\ncontent-length: 2\r\n\r\n") || sent.contains("1.0") || sent.contains("close"), "{what}: {head}");
+        assert!(
+            head.ends_with("200 OK\r\ncontent-length: 2\r\n\r\n") || sent.contains("1.0") || sent.contains("close"),
+            "{what}: {head}"
+        );
         assert_eq!(body, b"ok");
     }
     // The same, byte by byte, and all in one pipeline on one connection.
@@ -143,8 +138,16 @@ fn requests_are_forwarded_as_the_table_says() {
 
 /// What the client sends, and how the answer begins. Nothing of it may reach the app as a request.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("length and chunks", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG", "400"),
-    ("chunks and length", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\nG", "400"),
+    (
+        "length and chunks",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG",
+        "400",
+    ),
+    (
+        "chunks and length",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\nG",
+        "400",
+    ),
     ("two lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nContent-Length: 5\r\n\r\n0\r\n\r\nG", "400"),
     ("a list of lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello", "400"),
     ("a signed length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello", "400"),
@@ -155,14 +158,26 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("a coding before chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "400"),
     ("a coding after chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", "400"),
     ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", "400"),
-    ("chunked in two fields", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
-    ("chunked and another field", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
+    (
+        "chunked in two fields",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400",
+    ),
+    (
+        "chunked and another field",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400",
+    ),
     ("not quite chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", "400"),
     ("quoted chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", "400"),
     ("vertical tab before chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n0\r\n\r\n", "400"),
     ("chunks in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
     ("a space before the colon", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\nhello", "400"),
-    ("a space before the colon of Transfer-Encoding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", "400"),
+    (
+        "a space before the colon of Transfer-Encoding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        "400",
+    ),
     ("a folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", "400"),
     ("a folded framing line", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", "400"),
     ("a first line that is folded", "GET / HTTP/1.1\r\n Host: a\r\n\r\n", "400"),
@@ -189,13 +204,29 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("a path with CONNECT", "CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
     ("no HTTP at all", "\u{1}\u{2}\u{3}\r\n\r\n", "400"),
     ("a chunk size that is no number", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "400"),
-    ("a chunk size with a prefix", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", "400"),
-    ("a chunk size with a sign", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n", "400"),
+    (
+        "a chunk size with a prefix",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+        "400",
+    ),
+    (
+        "a chunk size with a sign",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n",
+        "400",
+    ),
     ("an overflowing chunk size", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n", "400"),
     ("an empty chunk size", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n", "400"),
     ("a chunk line ended by LF", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", "400"),
-    ("a chunk extension ended by LF", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a\nhello\r\n0\r\n\r\n", "400"),
-    ("a chunk longer than its size", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n", "400"),
+    (
+        "a chunk extension ended by LF",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a\nhello\r\n0\r\n\r\n",
+        "400",
+    ),
+    (
+        "a chunk longer than its size",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
+        "400",
+    ),
     ("a bad trailer", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nbad trailer\r\n\r\n", "400"),
 ];
 
@@ -274,12 +305,17 @@ const ANSWERED: &[(&str, &str, &str, &str)] = &[
         "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n",
     ),
     (
-        "HEAD of what would be chunked",
+        "HEAD of what would be chunked (RFC 9112, section 6.1: the field may be left out)",
         "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nA: b\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nA: b\r\n\r\n",
     ),
-    ("204", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 204 No Content\r\nA: b\r\n\r\n", "HTTP/1.1 204 No Content\r\nA: b\r\n\r\n"),
+    (
+        "204",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nA: b\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nA: b\r\n\r\n",
+    ),
     (
         "304 with the length of the whole",
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",

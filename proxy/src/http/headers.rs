@@ -253,8 +253,23 @@ fn valid_host(host: &[u8]) -> bool {
         byte.is_ascii_alphanumeric()
             || matches!(
                 byte,
-                b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*'
-                    | b'+' | b';' | b'='
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b':'
+                    | b'['
+                    | b']'
+                    | b'%'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b';'
+                    | b'='
             )
     })
 }
@@ -412,12 +427,7 @@ impl Malformed {
 
 /// Checks a response that came by `from` and makes it ready for a client that speaks `to`, `client` being the version in
 /// which it asked.
-pub(crate) fn prepare_response(
-    head: &mut http::response::Parts,
-    from: Wire,
-    to: Wire,
-    client: Version,
-) -> Result<(), Malformed> {
+pub(crate) fn prepare_response(head: &mut http::response::Parts, from: Wire, to: Wire, client: Version) -> Result<(), Malformed> {
     let found = walk(&head.headers);
     let upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS || head.status == StatusCode::UPGRADE_REQUIRED;
     if found.transfer_encoding > 0 {

@@ -74,7 +74,10 @@ enum Stage {
     Idle,
     Fields,
     Body(u64),
-    ChunkSize { size: u64, digits: u8 },
+    ChunkSize {
+        size: u64,
+        digits: u8,
+    },
     ChunkExtension(u64),
     ChunkSizeLf(u64),
     ChunkData(u64),
@@ -196,9 +199,7 @@ impl Screen {
                 self.cr = true;
                 Ok(end + 1)
             }
-            Some(b'\n') if self.line.is_empty() => {
-                self.line_done(&bytes[..end]).map(|()| end + 2).map_err(|why| (end, why))
-            }
+            Some(b'\n') if self.line.is_empty() => self.line_done(&bytes[..end]).map(|()| end + 2).map_err(|why| (end, why)),
             Some(b'\n') => {
                 self.carry(&bytes[..end]);
                 self.cr = true;
@@ -497,11 +498,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Screened<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
@@ -533,21 +530,12 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\n", Err(A::Length)),
             ("POST / HTTP/1.1\r\nContent-Length: \r\n\r\n", Err(A::Length)),
             ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", Err(A::Length)),
-            (
-                "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Err(A::LengthAndTransferEncoding),
-            ),
-            (
-                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
-                Err(A::LengthAndTransferEncoding),
-            ),
+            ("POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", Err(A::LengthAndTransferEncoding)),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", Err(A::LengthAndTransferEncoding)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Err(A::TransferEncoding)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Err(A::TransferEncoding)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", Err(A::TransferEncoding)),
-            (
-                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Err(A::TransferEncoding),
-            ),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Err(A::TransferEncoding)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: CHUNKED\r\n\r\n5;a=b\r\nhello\r\n0\r\n\r\n", Ok(Stage::Idle)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n", Ok(Stage::Idle)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n x\r\n\r\n", Err(A::ObsFold)),

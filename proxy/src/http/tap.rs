@@ -149,11 +149,7 @@ impl AsyncWrite for Tapped {
         polled
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         if self.ear.recording.get() && !polled.is_pending() {
             let mut taken = if let Poll::Ready(Ok(n)) = &polled { *n } else { usize::MAX };

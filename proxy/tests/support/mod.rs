@@ -54,14 +54,8 @@ impl Proxy {
                         let (stream, peer) = listener.accept().await.unwrap();
                         stream.set_nodelay(true).unwrap();
                         let local = stream.local_addr().unwrap();
-                        let down = Downstream {
-                            peer,
-                            local,
-                            original: OrigDst(app),
-                            direction,
-                            accepted: Instant::now(),
-                            fixed: true,
-                        };
+                        let down =
+                            Downstream { peer, local, original: OrigDst(app), direction, accepted: Instant::now(), fixed: true };
                         let guard = worker.drain.guard();
                         let worker = Rc::clone(&worker);
                         tokio::task::spawn_local(async move {
