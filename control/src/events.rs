@@ -4,7 +4,7 @@
 //! and counts that. The same news about the same workload is written once, and after that at most once a minute with the
 //! number of times it came; a rollout of a thousand pods is one event. A cluster-wide budget bounds the rest.
 
-use crate::index::Index;
+use crate::index::{Index, View};
 use crate::metrics::{Ended, Metrics};
 use crate::model::Owner;
 use futures::StreamExt as _;
@@ -166,16 +166,21 @@ pub async fn run(mut inbox: Inbox, client: Client, reporter: String, index: Arc<
 
 /// Follows the owner up to the workload, waiting a moment where the watch has not seen the step between.
 async fn settle(index: &Index, mut news: News) -> News {
-    let steps = matches!(news.about.kind.as_str(), "ReplicaSet" | "Job");
-    let mut view = index.subscribe(&news.namespace);
-    if steps {
-        let known = |view: &Arc<crate::index::View>| {
-            view.replica_sets.contains_key(&news.about.name) || view.jobs.contains_key(&news.about.name)
+    let (kind, name) = (news.about.kind.clone(), news.about.name.clone());
+    if matches!(kind.as_str(), "ReplicaSet" | "Job" | "Pod") {
+        let known = |view: &Arc<View>| match kind.as_str() {
+            "ReplicaSet" => view.replica_sets.contains_key(&name),
+            "Job" => view.jobs.contains_key(&name),
+            _ => view.pods.contains_key(&name),
         };
         let _ = tokio::time::timeout(OWNER_PATIENCE, view.wait_for(known)).await;
     }
     let view = view.borrow().clone();
     let root = crate::compile::workload::root_of_owner(&news.about, &news.labels, &view);
+    if kind == "Pod" {
+        // A pod that is being created has no uid yet; the watch brings it.
+        news.about.uid = view.pods.get(&name).map(|pod| pod.uid.clone()).unwrap_or_default();
+    }
     // `kubectl describe` finds events by uid. An owner that was only guessed has none; then the one that is known gets it.
     if !root.uid.is_empty() {
         news.about = root;

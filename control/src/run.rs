@@ -159,7 +159,7 @@ impl Control {
         let (news, inbox) = Events::new(metrics.clone());
         let lookup = Lookup::new(parts.index.clone(), parts.client.clone());
         let observer = Observer::new(news.clone());
-        let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, &mut registry, &mut tasks);
+        let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, &mut registry);
         let service = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules,
@@ -186,14 +186,18 @@ impl Control {
     /// Runs until SIGTERM or SIGINT, then ends in order.
     ///
     /// # Errors
-    /// Signals can't be waited for.
-    pub async fn until_signal(self) -> anyhow::Result<()> {
+    /// Signals can't be waited for, or a part failed in a way that only a restart mends.
+    pub async fn until_signal(mut self) -> anyhow::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            error = panicked(&mut self.tasks) => {
+                // Half a control plane that looks whole is worse than a restart.
+                return Err(anyhow::anyhow!("a part of the control plane failed ({error}); please report it with the lines above"));
+            }
         }
         tokio::select! {
             () = self.shutdown() => info!("ended in order"),
@@ -318,6 +322,14 @@ async fn follow_cluster(client: Client, index: Arc<Index>, metrics: Arc<Metrics>
     let mut tasks = JoinSet::new();
     source::kube::watch_all(&client, &index, &metrics, streams_lists(&version.minor), &mut tasks);
     // Other meshes' injectors come and go.
+    let injectors = follow_injectors(&index, found, facts);
+    tokio::select! {
+        () = injectors => {}
+        error = panicked(&mut tasks) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn follow_injectors(index: &Index, found: ClusterFacts, facts: watch::Sender<ClusterFacts>) {
     let mut webhooks = index.webhooks();
     loop {
         let mut now = ClusterFacts { injectors: weft_webhook::OtherInjectors::default(), ..found };
@@ -327,6 +339,17 @@ async fn follow_cluster(client: Client, index: Arc<Index>, metrics: Arc<Metrics>
         facts.send_if_modified(|before| std::mem::replace(before, now) != now);
         if webhooks.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Waits until one of the tasks has panicked.
+async fn panicked(tasks: &mut JoinSet<()>) -> tokio::task::JoinError {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) if error.is_panic() => return error,
+            Some(_) => {}
+            None => std::future::pending().await,
         }
     }
 }
@@ -379,15 +402,8 @@ impl Keep {
             tasks.spawn(keep::ca_bundle::run(client.clone(), service, bundle.clone(), webhooks, leader.clone(), metrics.clone()));
             tasks.spawn(keep::trust_bundle::run(client, bundle, parts.index, settings, leader, metrics));
         }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended
-                && error.is_panic()
-            {
-                error!(%error, "a part of the control plane failed; restart this replica and report it");
-            }
-        }
-        // The senders of channels that others wait on live as long as we do.
-        std::future::pending::<()>().await;
+        let error = panicked(&mut tasks).await;
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 

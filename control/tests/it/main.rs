@@ -5,5 +5,6 @@ mod common;
 mod discovery;
 mod election;
 mod keepers;
+mod lookup;
 mod process;
 mod source;
