@@ -167,6 +167,7 @@ pub async fn run(mut inbox: Inbox, client: Client, reporter: String, index: Arc<
 /// Follows the owner up to the workload, waiting a moment where the watch has not seen the step between.
 async fn settle(index: &Index, mut news: News) -> News {
     let (kind, name) = (news.about.kind.clone(), news.about.name.clone());
+    let mut view = index.subscribe(&news.namespace);
     if matches!(kind.as_str(), "ReplicaSet" | "Job" | "Pod") {
         let known = |view: &Arc<View>| match kind.as_str() {
             "ReplicaSet" => view.replica_sets.contains_key(&name),

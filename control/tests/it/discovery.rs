@@ -46,7 +46,7 @@ pub(crate) async fn ready(address: std::net::SocketAddr) {
     panic!("never ready: {:?}", http_get(address, "/healthz/ready").await);
 }
 
-fn bundle(api: &FakeApi) -> String {
+pub(crate) fn bundle(api: &FakeApi) -> String {
     use base64::Engine as _;
     let secret = api.get("api/v1/secrets", "weft-system", "weft-ca").unwrap();
     let data = base64::engine::general_purpose::STANDARD.decode(secret["data"]["tls.crt"].as_str().unwrap()).unwrap();

@@ -1,5 +1,6 @@
 //! Tests of the control plane against a small API server in this process.
 
+mod admission;
 mod authority;
 mod common;
 mod discovery;
