@@ -1,2 +1,75 @@
-//! Entry point.
-fn main() {}
+//! `weft`: the command-line tool. One file per command; this one only dispatches.
+//!
+//! Exit codes: 0 done, 1 it failed or something was refused (the message says what), 2 the command line was wrong.
+
+mod inject;
+mod install;
+mod uninject;
+mod why;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, about = "Weft, a service mesh for Kubernetes", propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the manifest that installs Weft
+    Install(install::Install),
+    /// Print what to delete to remove Weft
+    Uninstall(install::Uninstall),
+    /// Add the sidecar to manifests, as the webhook would
+    Inject(inject::Args),
+    /// Take the sidecar out of manifests again, exactly
+    Uninject(uninject::Args),
+    /// Tell why a pod is in the mesh or not, step by step
+    Why(why::Args),
+    /// A one-machine cluster for trying and testing: up, down, status
+    Playground(weft_playground::Args),
+    /// Print the version
+    Version,
+    /// Print a shell's completion script
+    #[command(after_help = "Example:\n  weft completion bash > /etc/bash_completion.d/weft")]
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Install(args) => install::install(&args).map(|()| ExitCode::SUCCESS),
+        Command::Uninstall(args) => install::uninstall(&args).map(|()| ExitCode::SUCCESS),
+        Command::Inject(args) => inject::run(&args),
+        Command::Uninject(args) => uninject::run(&args),
+        Command::Why(args) => why::run(&args),
+        Command::Playground(args) => weft_playground::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Version => {
+            println!("weft {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
