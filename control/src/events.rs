@@ -7,6 +7,7 @@
 use crate::index::{Index, View};
 use crate::metrics::{Ended, Metrics};
 use crate::model::Owner;
+use crate::source::kube::within;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -197,7 +198,7 @@ async fn write(client: &Client, reporter: &str, news: &News, known: Option<Told>
         known.unsaid = 0;
         known.at = Instant::now();
         let patch = serde_json::json!({"count": known.count, "lastTimestamp": Time(now)});
-        match api.patch(&known.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match within(api.patch(&known.name, &PatchParams::default(), &Patch::Merge(patch))).await {
             Ok(_) => return Ok(known),
             // The API server forgets events after an hour.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
@@ -229,7 +230,7 @@ async fn write(client: &Client, reporter: &str, news: &News, known: Option<Told>
         reporting_instance: Some(reporter.into()),
         ..Event::default()
     };
-    api.create(&PostParams::default(), &event).await?;
+    within(api.create(&PostParams::default(), &event)).await?;
     Ok(Told { name, count: 1, at: Instant::now(), unsaid: 0 })
 }
 

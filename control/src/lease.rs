@@ -64,18 +64,21 @@ impl Candidate {
     pub async fn run(self, leads: watch::Sender<bool>, metrics: Arc<Metrics>, end: CancellationToken) {
         let mut seen = Seen::default();
         let mut renewed_at = None::<Instant>;
+        let mut failures = 0u32;
         loop {
             match tokio::time::timeout(self.timing.duration / 3, self.try_hold(&mut seen)).await {
                 Ok(Ok(true)) => {
                     renewed_at = Some(Instant::now());
+                    failures = 0;
                     set(&leads, &metrics, true, &self.identity);
                 }
                 Ok(Ok(false)) => {
                     renewed_at = None;
+                    failures = 0;
                     set(&leads, &metrics, false, &self.identity);
                 }
-                Ok(Err(error)) => debug!(%error, "cannot read or write lease {}/{}", self.namespace, self.name),
-                Err(_) => debug!("no answer about lease {}/{}", self.namespace, self.name),
+                Ok(Err(error)) => self.failed(&mut failures, &error.to_string()),
+                Err(_) => self.failed(&mut failures, "no answer"),
             }
             if let Some(at) = renewed_at
                 && at.elapsed() > self.timing.duration * 2 / 3
@@ -101,6 +104,22 @@ impl Candidate {
         }
     }
 
+    fn failed(&self, failures: &mut u32, error: &str) {
+        *failures += 1;
+        if *failures == 3 || failures.is_multiple_of(60) {
+            warn!(
+                error,
+                failures,
+                "cannot read or write lease {}/{}; while nobody holds it, nothing is put right in the cluster (is the API server up, \
+                 and the Role weft-control complete?)",
+                self.namespace,
+                self.name
+            );
+        } else {
+            debug!(error, "cannot read or write lease {}/{}", self.namespace, self.name);
+        }
+    }
+
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -109,7 +128,11 @@ impl Candidate {
     async fn try_hold(&self, seen: &mut Seen) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.api().get_opt(&self.name).await? else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), namespace: Some(self.namespace.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.name.clone()),
+                    namespace: Some(self.namespace.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.spec(true, None, 0)),
             };
             return won(self.api().create(&PostParams::default(), &lease).await);
@@ -120,7 +143,8 @@ impl Candidate {
         if seen.holder != holder || seen.renewed != spec.renew_time || seen.transitions != transitions || seen.at.is_none() {
             *seen = Seen { holder: holder.clone(), renewed: spec.renew_time.clone(), transitions, at: Some(Instant::now()) };
         }
-        let lasts = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map_or(self.timing.duration, Duration::from_secs);
+        let lasts =
+            spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map_or(self.timing.duration, Duration::from_secs);
         let run_out = seen.at.is_some_and(|at| at.elapsed() > lasts.max(self.timing.duration));
         let ours = holder == self.identity;
         if !ours && !holder.is_empty() && !run_out {

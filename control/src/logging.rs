@@ -10,11 +10,22 @@ use tracing_subscriber::EnvFilter;
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     // What libraries say below a warning is for those who ask for it; the client logs each failed call as an error, which whoever
     // made the call says better.
-    let quiet = ["kube=warn", "kube_client=warn", "kube_client::client::builder=off", "kube_runtime=warn", "hyper=warn", "h2=warn", "rustls=warn", "tower=warn"];
+    let quiet = [
+        "kube=warn",
+        "kube_client=warn",
+        "kube_client::client::builder=off",
+        "kube_runtime=warn",
+        "hyper=warn",
+        "h2=warn",
+        "rustls=warn",
+        "tower=warn",
+    ];
     let mut parsed = EnvFilter::try_new(quiet.join(","))?;
     for directive in filter.split(',').map(str::trim).filter(|d| !d.is_empty()) {
         let directive = directive.parse().map_err(|e| {
-            anyhow::anyhow!("--log-level: {directive:?} is no log filter ({e}); try error, warn, info, debug, trace, or MODULE=LEVEL")
+            anyhow::anyhow!(
+                "--log-level: {directive:?} is no log filter ({e}); try error, warn, info, debug, trace, or MODULE=LEVEL"
+            )
         })?;
         parsed = parsed.add_directive(directive);
     }

@@ -123,23 +123,55 @@ impl Metrics {
         version.get_or_create(&vec![("version".into(), env!("CARGO_PKG_VERSION").into())]).set(1);
         registry.register("weft_control_info", "The version of the control plane", version);
         registry.register("weft_watch_errors", "Failed tries of a watch of the API server", self.watch_errors.clone());
-        registry.register("weft_watch_lists", "Full lists of a resource: one at the start, then one for each watch that could not be resumed", self.lists.clone());
+        registry.register(
+            "weft_watch_lists",
+            "Full lists of a resource: one at the start, then one for each watch that could not be resumed",
+            self.lists.clone(),
+        );
         registry.register("weft_objects", "Objects that the control plane knows", self.objects.clone());
-        registry.register("weft_bad_manifests", "Manifest files that can't be used; their last good objects stay in force", self.bad_manifests.clone());
+        registry.register(
+            "weft_bad_manifests",
+            "Manifest files that can't be used; their last good objects stay in force",
+            self.bad_manifests.clone(),
+        );
         registry.register("weft_leader", "1 on the replica that writes to the cluster", self.leader.clone());
-        registry.register("weft_settings_good", "1 while the settings file is in force, 0 while it is wrong and older settings stay", self.settings_good.clone());
+        registry.register(
+            "weft_settings_good",
+            "1 while the settings file is in force, 0 while it is wrong and older settings stay",
+            self.settings_good.clone(),
+        );
         registry.register("weft_settings_reads", "Readings of the settings file", self.settings_reads.clone());
         registry.register("weft_discovery_streams", "Proxies that are connected", self.streams.clone());
         registry.register("weft_discovery_pushes", "Configurations sent to proxies", self.pushes.clone());
         registry.register("weft_discovery_acks", "What proxies answered to configurations", self.acks.clone());
         registry.register("weft_discovery_refused", "Streams of proxies that were refused", self.refused.clone());
-        registry.register("weft_serving_certificate_expiry_timestamp_seconds", "When the serving certificate in force ends", self.serving_expiry.clone());
-        registry.register("weft_root_certificate_expiry_timestamp_seconds", "When the root certificate ends", self.root_expiry.clone());
-        registry.register("weft_serving_certificate_renewals", "Renewals of the serving certificate by this replica", self.serving_renewals.clone());
-        registry.register("weft_ca_bundle_writes", "Corrections of caBundle in webhook configurations", self.ca_bundle_writes.clone());
+        registry.register(
+            "weft_serving_certificate_expiry_timestamp_seconds",
+            "When the serving certificate in force ends",
+            self.serving_expiry.clone(),
+        );
+        registry.register(
+            "weft_root_certificate_expiry_timestamp_seconds",
+            "When the root certificate ends",
+            self.root_expiry.clone(),
+        );
+        registry.register(
+            "weft_serving_certificate_renewals",
+            "Renewals of the serving certificate by this replica",
+            self.serving_renewals.clone(),
+        );
+        registry.register(
+            "weft_ca_bundle_writes",
+            "Corrections of caBundle in webhook configurations",
+            self.ca_bundle_writes.clone(),
+        );
         registry.register("weft_trust_bundle_writes", "Writes of trust bundle ConfigMaps", self.trust_bundle_writes.clone());
         registry.register("weft_events", "Kubernetes events: written, failed, or left out as repetitions", self.events.clone());
-        registry.register("weft_missed_pods", "Pods without a sidecar that would get one if they were created now", self.missed_pods.clone());
+        registry.register(
+            "weft_missed_pods",
+            "Pods without a sidecar that would get one if they were created now",
+            self.missed_pods.clone(),
+        );
         registry.register("weft_control_ready", "1 while this replica is ready", self.ready.clone());
         registry.register_collector(Box::new(Process));
     }

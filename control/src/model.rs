@@ -194,8 +194,7 @@ impl Pod {
 
     /// The pod as the webhook's decision reads it. It has all that the decision depends on and nothing else.
     pub fn to_value(&self) -> serde_json::Value {
-        let containers: Vec<_> =
-            self.containers.iter().map(|c| serde_json::json!({"name": c.name, "image": c.image})).collect();
+        let containers: Vec<_> = self.containers.iter().map(|c| serde_json::json!({"name": c.name, "image": c.image})).collect();
         let mut spec = serde_json::json!({
             "hostNetwork": self.host_network,
             "serviceAccountName": self.service_account,

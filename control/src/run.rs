@@ -22,7 +22,7 @@ use crate::model::{Key, Kind};
 use crate::serve::auth::Authenticator;
 use crate::serve::health::{self, Health, Trust};
 use crate::serve::{discovery, tls};
-use crate::source::kube::backoff;
+use crate::source::kube::{backoff, within};
 use crate::{events, keep, settings, source};
 use anyhow::Context as _;
 use kube::Client;
@@ -256,14 +256,15 @@ impl Parts {
 async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let file = kube::config::Kubeconfig::read_from(&path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+            let file = kube::config::Kubeconfig::read_from(&path)
+                .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
             kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?
         }
-        None => kube::Config::infer()
-            .await
-            .context("found no cluster: neither the service account of a pod nor a kubeconfig; use --manifests DIR to run without one")?,
+        None => kube::Config::infer().await.context(
+            "found no cluster: neither the service account of a pod nor a kubeconfig; use --manifests DIR to run without one",
+        )?,
     };
     config.connect_timeout = Some(Duration::from_secs(5));
     Client::try_from(config).context("cannot make a client of the API server")
@@ -271,8 +272,9 @@ async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
 
 async fn listen(flags: &Flags, port: u16, flag: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let address = SocketAddr::new(flags.bind(), port);
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: is the port taken? See {flag} and --bind"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: is the port taken? See {flag} and --bind"))?;
     let address = listener.local_addr().context("cannot read the address of a listener")?;
     Ok((listener, address))
 }
@@ -305,7 +307,7 @@ async fn follow_mesh(
 async fn follow_cluster(client: Client, index: Arc<Index>, metrics: Arc<Metrics>, facts: watch::Sender<ClusterFacts>) {
     let mut failures = 0;
     let version = loop {
-        match client.apiserver_version().await {
+        match within(client.apiserver_version()).await {
             Ok(version) => break version,
             Err(error) => {
                 failures += 1;

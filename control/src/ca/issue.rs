@@ -3,7 +3,10 @@
 //! ECDSA P-256 throughout. Validity begins an hour before the present, so that a machine whose clock lags behind accepts a
 //! new certificate. Serial numbers are random.
 
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long before the present validity begins: what clocks may differ by.
@@ -137,7 +140,8 @@ impl Facts {
 
 fn der(certificate: &str) -> Result<rustls_pki_types::CertificateDer<'static>, CertError> {
     use rustls_pki_types::pem::PemObject;
-    rustls_pki_types::CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| unusable(format!("no PEM certificate: {e}")))
+    rustls_pki_types::CertificateDer::from_pem_slice(certificate.as_bytes())
+        .map_err(|e| unusable(format!("no PEM certificate: {e}")))
 }
 
 /// Reads the first certificate of a PEM text.
@@ -267,7 +271,8 @@ mod tests {
         let (ours, other) = (root(now).unwrap(), root(now).unwrap());
         let life = Duration::from_secs(100);
         let pair = serving(&ours, &names(), now, life).unwrap();
-        let reason = |root: &Pair, pair: &Pair, names: &[String], now| check_serving(root, pair, names, now).unwrap_err().to_string();
+        let reason =
+            |root: &Pair, pair: &Pair, names: &[String], now| check_serving(root, pair, names, now).unwrap_err().to_string();
         assert!(reason(&other, &pair, &names(), now).contains("not signed by the present root"));
         assert!(reason(&ours, &pair, &names(), now + life * 2).contains("expired"));
         assert!(reason(&ours, &pair, &["x.y".to_owned()], now).contains("x.y"));

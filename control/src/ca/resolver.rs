@@ -70,6 +70,7 @@ pub fn client_config(roots: &str) -> Result<rustls::ClientConfig, CertError> {
         return Err(unusable(&"no certificate in it"));
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|e| unusable(&e))?;
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|e| unusable(&e))?;
     Ok(config.with_root_certificates(store).with_no_client_auth())
 }

@@ -5,6 +5,7 @@
 //! names the version it replaces, so that of two replacements one fails and reads the other's.
 
 use super::issue::Pair;
+use crate::source::kube::within;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PostParams};
@@ -112,7 +113,7 @@ impl Store {
         match self {
             Self::Secrets { client, namespace } => {
                 let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-                let secret = api.get_opt(slot.secret()).await.map_err(|e| secret_error("read", namespace, slot, e))?;
+                let secret = within(api.get_opt(slot.secret())).await.map_err(|e| secret_error("read", namespace, slot, e))?;
                 Ok(secret.map(|s| from_secret(&s)))
             }
             Self::Folder(folder) => read_files(folder, slot),
@@ -129,15 +130,19 @@ impl Store {
             Self::Secrets { client, namespace } => {
                 let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
                 let (verb, result) = match replaces {
-                    None => ("create", api.create(&PostParams::default(), &secret(slot, namespace, pair, root, None)).await),
+                    None => {
+                        ("create", within(api.create(&PostParams::default(), &secret(slot, namespace, pair, root, None))).await)
+                    }
                     Some(stored) => {
                         let secret = secret(slot, namespace, pair, root, stored.version.clone());
-                        ("update", api.replace(slot.secret(), &PostParams::default(), &secret).await)
+                        ("update", within(api.replace(slot.secret(), &PostParams::default(), &secret)).await)
                     }
                 };
                 match result {
                     Ok(_) => Ok(Written::Yes),
-                    Err(kube::Error::Api(status)) if status.code == 409 || (status.code == 404 && replaces.is_some()) => Ok(Written::Lost),
+                    Err(kube::Error::Api(status)) if status.code == 409 || (status.code == 404 && replaces.is_some()) => {
+                        Ok(Written::Lost)
+                    }
                     Err(error) => Err(secret_error(verb, namespace, slot, error)),
                 }
             }

@@ -9,8 +9,8 @@ use super::{Mesh, protocol};
 use crate::index::View;
 use crate::model::{EndpointSlice, Pod, Service, Target, Transport};
 use std::collections::BTreeMap;
-use weft_api::wire::{InboundPort, Protocol, ServiceRef};
 use weft_api::names;
+use weft_api::wire::{InboundPort, Protocol, ServiceRef};
 
 #[derive(Default)]
 struct Found {

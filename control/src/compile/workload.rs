@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn what_the_watch_has_seen_beats_names() {
-        let deployment = Owner { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "other".into(), uid: "d".into() };
+        let deployment =
+            Owner { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "other".into(), uid: "d".into() };
         let mut view = View::default();
         let owned = |owner: Option<Owner>| Arc::new(Owned { namespace: "default".into(), name: "go-app-7d9f".into(), owner });
         let pod = pod(Some(("ReplicaSet", "go-app-7d9f")), &[("pod-template-hash", "7d9f")]);

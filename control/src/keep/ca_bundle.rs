@@ -5,7 +5,7 @@
 
 use crate::metrics::{Ended, Metrics};
 use crate::model::{Key, Webhook};
-use crate::source::kube::backoff;
+use crate::source::kube::{backoff, within};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -26,7 +26,9 @@ pub fn correction(webhook: &Webhook, service: &Key, bundle: &str) -> Option<json
         }
         // The name is tested, so that a list that was reordered meanwhile is not corrected in the wrong place.
         operations.push(serde_json::json!({"op": "test", "path": format!("/webhooks/{number}/name"), "value": entry.name}));
-        operations.push(serde_json::json!({"op": "add", "path": format!("/webhooks/{number}/clientConfig/caBundle"), "value": encoded}));
+        operations.push(
+            serde_json::json!({"op": "add", "path": format!("/webhooks/{number}/clientConfig/caBundle"), "value": encoded}),
+        );
     }
     if operations.is_empty() {
         return None;
@@ -54,7 +56,7 @@ pub async fn run(
             // The client's library has its own version of the patch type; both are the same JSON.
             let patch = serde_json::to_value(&patch).and_then(serde_json::from_value).map(Patch::<()>::Json);
             let result = match patch {
-                Ok(patch) => api.patch(names::WEBHOOK_CONFIGURATION, &PatchParams::default(), &patch).await,
+                Ok(patch) => within(api.patch(names::WEBHOOK_CONFIGURATION, &PatchParams::default(), &patch)).await,
                 Err(error) => Err(kube::Error::SerdeError(error)),
             };
             match result {

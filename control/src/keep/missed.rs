@@ -140,7 +140,8 @@ fn report(events: &Events, namespace: &str, owner: &Owner, pods: &[String]) {
         [one] => format!("Pod {one} runs"),
         many => format!("{} pods run", many.len()),
     };
-    let note = format!("{count} without a sidecar (created before injection was asked for, or while the webhook was away): {advice}");
+    let note =
+        format!("{count} without a sidecar (created before injection was asked for, or while the webhook was away): {advice}");
     events.send(namespace, owner.clone(), EventKind::Missed, note);
 }
 
@@ -155,7 +156,12 @@ mod tests {
             namespace: "shop".into(),
             name: name.into(),
             containers: vec![Container { name: "app".into(), ..Container::default() }],
-            owner: Some(Owner { api_version: "apps/v1".into(), kind: "ReplicaSet".into(), name: "cart-1".into(), uid: "r".into() }),
+            owner: Some(Owner {
+                api_version: "apps/v1".into(),
+                kind: "ReplicaSet".into(),
+                name: "cart-1".into(),
+                uid: "r".into(),
+            }),
             ..Pod::default()
         };
         change(&mut pod);

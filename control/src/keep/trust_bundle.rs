@@ -6,7 +6,7 @@
 
 use crate::index::{Index, View};
 use crate::metrics::{Ended, Metrics};
-use crate::source::kube::backoff;
+use crate::source::kube::{backoff, within};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -30,9 +30,10 @@ pub fn wanted(name: &str, view: &View, settings: &Settings) -> bool {
         let silent = crate::model::Pod { namespace: name.into(), ..Default::default() };
         super::missed::would_inject(&silent, Some(ns), settings)
     });
-    asks || view.pods.values().any(|pod| {
-        !pod.finished && (pod.meshed() || super::missed::would_inject(pod, view.namespace.as_deref(), settings))
-    })
+    asks || view
+        .pods
+        .values()
+        .any(|pod| !pod.finished && (pod.meshed() || super::missed::would_inject(pod, view.namespace.as_deref(), settings)))
 }
 
 /// Keeps all namespaces right while `leader` says so. Runs until it is dropped.
@@ -170,9 +171,7 @@ impl Keeper {
                 }
             }
             failures = if failed { failures + 1 } else { 0 };
-            let again = async {
-                if failed { tokio::time::sleep(backoff(failures)).await } else { std::future::pending().await }
-            };
+            let again = async { if failed { tokio::time::sleep(backoff(failures)).await } else { std::future::pending().await } };
             tokio::select! {
                 changed = generation.changed() => if changed.is_err() { return },
                 changed = settings.changed() => {
@@ -200,12 +199,12 @@ impl Keeper {
             data: Some(BTreeMap::from([(names::TRUST_BUNDLE_KEY.into(), self.bundle.clone())])),
             ..ConfigMap::default()
         };
-        match api.create(&PostParams::default(), &map).await {
+        match within(api.create(&PostParams::default(), &map)).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             other => return other.map(drop),
         }
         let patch = serde_json::json!({"data": {names::TRUST_BUNDLE_KEY: self.bundle}});
-        api.patch(names::TRUST_BUNDLE_CONFIGMAP, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        within(api.patch(names::TRUST_BUNDLE_CONFIGMAP, &PatchParams::default(), &Patch::Merge(patch))).await.map(drop)
     }
 }
 

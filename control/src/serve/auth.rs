@@ -84,7 +84,8 @@ impl Authenticator {
     /// # Errors
     /// The file can't be read, or a line is none.
     pub fn tokens(file: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("cannot read the tokens {}: {e}", file.display()))?;
+        let text =
+            std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("cannot read the tokens {}: {e}", file.display()))?;
         let mut tokens = HashMap::new();
         for (number, line) in text.lines().enumerate().map(|(n, l)| (n + 1, l.split('#').next().unwrap_or_default().trim())) {
             if line.is_empty() {

@@ -19,8 +19,9 @@ use tracing::{debug, warn};
 
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Time for the head of a request.
-const HEAD: Duration = Duration::from_secs(15);
+/// Time for the head of a request, and thus how long an idle HTTP/1.1 connection is kept. Longer than the 90 s for which clients keep
+/// theirs: were we to close first, a review could be written into a connection that is just going.
+const HEAD: Duration = Duration::from_secs(120);
 /// How often an idle HTTP/2 peer is asked whether it still lives, and how long it has to answer.
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// Streams that one HTTP/2 connection may have open.
@@ -33,7 +34,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer(pub SocketAddr);
 
 /// Serves `router` until `end`, then finishes what is under way, at most for `grace`.
-pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, router: Router, end: CancellationToken, grace: Duration) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    router: Router,
+    end: CancellationToken,
+    grace: Duration,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let graceful = Arc::new(std::sync::Mutex::new(Some(GracefulShutdown::new())));
     loop {

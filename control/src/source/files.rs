@@ -239,8 +239,14 @@ mod tests {
     fn a_bad_document_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.yml");
-        std::fs::write(&file, format!("{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{ports: [{{port: 99999}}]}}\n", pod("p")))
-            .unwrap();
+        std::fs::write(
+            &file,
+            format!(
+                "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{ports: [{{port: 99999}}]}}\n",
+                pod("p")
+            ),
+        )
+        .unwrap();
         let mut folder = Folder::new(dir.path());
         assert!(folder.read().unwrap().is_empty());
         let reason = &folder.bad()[&file];
@@ -254,7 +260,8 @@ mod tests {
         std::fs::write(dir.path().join("sub/.git/x.yaml"), "no yaml: [").unwrap();
         std::fs::write(dir.path().join(".x.yaml"), "no yaml: [").unwrap();
         std::fs::write(dir.path().join("notes.txt"), "hello").unwrap();
-        std::fs::write(dir.path().join("sub/d.yaml"), "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n---\n").unwrap();
+        std::fs::write(dir.path().join("sub/d.yaml"), "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n---\n")
+            .unwrap();
         std::fs::write(
             dir.path().join("sub/l.json"),
             r#"{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"n"}}]}"#,

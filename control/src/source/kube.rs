@@ -27,6 +27,8 @@ use tracing::{debug, info, warn};
 const PAGE: u32 = 200;
 /// How long a streamed list may stay silent before it counts as not offered.
 const STREAM_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a call that is no watch.
+const CALL: Duration = Duration::from_secs(15);
 /// Delays between tries while the server is away.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(15);
 
@@ -45,6 +47,18 @@ pub fn watch_all(client: &Client, index: &Arc<Index>, metrics: &Arc<Metrics>, st
     tasks.spawn(watch.run::<WireWebhook>(Api::all(client.clone()), Kind::Webhook));
 }
 
+/// A call of the API server that fails when it takes longer than [`CALL`]: one that accepts calls and does not answer must not hold
+/// up what else there is to do.
+///
+/// # Errors
+/// Those of the call, and its not ending in time.
+pub(crate) async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    tokio::time::timeout(CALL, call).await.unwrap_or_else(|_| {
+        let late = std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer in {} s", CALL.as_secs()));
+        Err(kube::Error::Service(Box::new(late)))
+    })
+}
+
 /// A delay before try number `failures` (from 1), jittered so that replicas don't come back in step.
 pub(crate) fn backoff(failures: u32) -> Duration {
     let grown = BACKOFF.start().saturating_mul(1 << failures.saturating_sub(1).min(10));
@@ -58,28 +72,20 @@ struct Watch {
     streamed: bool,
 }
 
-/// Why a watch's stream was given up.
-enum End {
-    /// The server does not offer streamed lists.
-    NotStreamed,
-}
-
 impl Watch {
     async fn run<K>(mut self, api: Api<K>, kind: Kind)
     where
         K: kube::Resource<DynamicType = ()> + Slim + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         loop {
-            match self.stream(api.clone(), kind).await {
-                End::NotStreamed => {
-                    debug!(resource = kind.plural(), "the server offers no streamed list; listing in pages");
-                    self.streamed = false;
-                }
-            }
+            self.stream(api.clone(), kind).await;
+            debug!(resource = kind.plural(), "the server offers no streamed list; listing in pages");
+            self.streamed = false;
         }
     }
 
-    async fn stream<K>(&self, api: Api<K>, kind: Kind) -> End
+    /// Feeds the index. Returns when the server turned out not to offer streamed lists.
+    async fn stream<K>(&self, api: Api<K>, kind: Kind)
     where
         K: kube::Resource<DynamicType = ()> + Slim + Clone + Debug + DeserializeOwned + Send + 'static,
     {
@@ -95,7 +101,7 @@ impl Watch {
             let next = if self.streamed && in_list {
                 match tokio::time::timeout(STREAM_PATIENCE, events.next()).await {
                     Ok(next) => next,
-                    Err(_) => return End::NotStreamed,
+                    Err(_) => return,
                 }
             } else {
                 events.next().await
@@ -104,7 +110,7 @@ impl Watch {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => {
                     if self.streamed && refuses_streams(&error) {
-                        return End::NotStreamed;
+                        return;
                     }
                     failures += 1;
                     self.metrics.watch_errors.get_or_create(&resource).inc();
@@ -115,7 +121,7 @@ impl Watch {
                 // The watcher's stream has no end; should it get one, begin anew.
                 None => {
                     tokio::time::sleep(backoff(1)).await;
-                    return End::NotStreamed;
+                    return;
                 }
             };
             match event {

@@ -3,8 +3,8 @@
 //! folder's YAML.
 
 use crate::model::{
-    Container, ContainerPort, EndpointPort, EndpointSlice, Key, Namespace, Object, Owned, Owner, Pod, Service, ServicePort, Target,
-    Transport, Webhook, WebhookEntry,
+    Container, ContainerPort, EndpointPort, EndpointSlice, Key, Namespace, Object, Owned, Owner, Pod, Service, ServicePort,
+    Target, Transport, Webhook, WebhookEntry,
 };
 use base64::Engine as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -473,18 +473,16 @@ mod tests {
             {"port": 1}, {"port": 2, "targetPort": 20}, {"port": 3, "targetPort": "web"}, {"port": 4, "targetPort": "40"}, {"port": 5, "protocol": "SCTP"}]}}));
         let Ok(Some(Object::Service(service))) = service else { panic!("{service:?}") };
         let targets: Vec<_> = service.ports.iter().map(|p| p.target.clone()).collect();
-        assert_eq!(
-            targets,
-            [Target::Same, Target::Number(20), Target::Name("web".into()), Target::Number(40), Target::Same]
-        );
+        assert_eq!(targets, [Target::Same, Target::Number(20), Target::Name("web".into()), Target::Number(40), Target::Same]);
         assert_eq!(service.ports[4].transport, Transport::Other);
         assert_eq!(service.namespace, "default");
     }
 
     #[test]
     fn mistakes_name_the_object() {
-        let error = parse(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": "x"}]}}))
-            .unwrap_err();
+        let error =
+            parse(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": "x"}]}}))
+                .unwrap_err();
         assert!(error.contains("Service s") && error.contains('x'), "{error}");
         assert!(parse(json!({"apiVersion": "v1", "kind": "Pod"})).unwrap_err().contains("metadata.name"));
         assert!(parse(json!({"a": 1})).unwrap_err().contains("kind"));

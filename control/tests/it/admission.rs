@@ -48,7 +48,10 @@ async fn answer(stream: &mut TlsStream<TcpStream>) -> Value {
 
 fn cluster(api: &FakeApi) {
     for (name, annotations) in [("shop", json!({"inject": "enabled"})), ("plain", json!({}))] {
-        api.put("api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}));
+        api.put(
+            "api/v1/namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}),
+        );
         api.put("apis/apps/v1/replicasets", json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "cart-1", "namespace": name,
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart", "uid": "deployment-uid", "controller": true}]}}));
     }
@@ -58,9 +61,12 @@ fn cluster(api: &FakeApi) {
 async fn a_pod_is_injected_and_its_deployment_told() {
     let api = FakeApi::start().await;
     cluster(&api);
-    api.put("apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", json!({"apiVersion": "admissionregistration.k8s.io/v1",
+    api.put(
+        "apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+        json!({"apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration", "metadata": {"name": "weft-injector"}, "webhooks": [
-            {"name": "injector.weft.mesh", "clientConfig": {"service": {"namespace": "weft-system", "name": "weft-control"}}}]}));
+            {"name": "injector.weft.mesh", "clientConfig": {"service": {"namespace": "weft-system", "name": "weft-control"}}}]}),
+    );
     let dir = tempfile::tempdir().unwrap();
     let control = control(&api, dir.path(), &["--image-proxy", "registry.example/weft-proxy:test"]).await;
     ready(control.addresses.metrics).await;
@@ -72,7 +78,9 @@ async fn a_pod_is_injected_and_its_deployment_told() {
         String::from_utf8(base64::engine::general_purpose::STANDARD.decode(bundle).ok()?).ok()
     })
     .await;
-    for (namespace, dry_run, patched) in [("plain", false, false), ("shop", true, true), ("shop", false, true), ("shop", false, true)] {
+    for (namespace, dry_run, patched) in
+        [("plain", false, false), ("shop", true, true), ("shop", false, true), ("shop", false, true)]
+    {
         let mut stream = connect(control.addresses.webhook, &announced).await;
         stream.write_all(post(&review(namespace, dry_run)).as_bytes()).await.unwrap();
         let answer = answer(&mut stream).await;

@@ -1,7 +1,5 @@
 //! The authority and its certificates, on several replicas.
 
-
-
 use crate::common::{FakeApi, eventually};
 use rustls_pki_types::ServerName;
 use serde_json::json;

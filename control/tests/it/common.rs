@@ -41,6 +41,8 @@ pub(crate) struct FakeApi {
     down: Arc<AtomicBool>,
     /// Answer streamed lists (otherwise refuse them).
     streams: Arc<AtomicBool>,
+    /// Know nothing of streamed lists: take the request for a plain watch.
+    ignores_streams: Arc<AtomicBool>,
     minor: Arc<Mutex<String>>,
     pub(crate) url: String,
 }
@@ -54,6 +56,7 @@ impl FakeApi {
             cuts: Arc::new(watch::Sender::new(0)),
             down: Arc::default(),
             streams: Arc::default(),
+            ignores_streams: Arc::default(),
             minor: Arc::new(Mutex::new("33".into())),
             url: format!("http://{}", listener.local_addr().unwrap()),
         };
@@ -83,6 +86,10 @@ impl FakeApi {
     pub(crate) fn offer_streams(&self, minor: &str, offered: bool) {
         *self.minor.lock().unwrap() = minor.into();
         self.streams.store(offered, Ordering::SeqCst);
+    }
+
+    pub(crate) fn ignore_streams(&self) {
+        self.ignores_streams.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn cut_watches(&self) {
@@ -164,7 +171,8 @@ pub(crate) async fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Response {
-    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
+    let body =
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
     (StatusCode::from_u16(code).unwrap(), axum::Json(body)).into_response()
 }
 
@@ -186,8 +194,10 @@ async fn handle(State(api): State<FakeApi>, method: Method, uri: Uri, headers: H
     }
     if path == "/version" {
         let minor = api.minor.lock().unwrap().clone();
-        return axum::Json(json!({"major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.0"), "gitCommit": "", "gitTreeState": "",
-            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}))
+        return axum::Json(
+            json!({"major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.0"), "gitCommit": "", "gitTreeState": "",
+            "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
+        )
         .into_response();
     }
     let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -222,7 +232,9 @@ async fn handle(State(api): State<FakeApi>, method: Method, uri: Uri, headers: H
             axum::Json(api.store(&resource, &namespace, object)).into_response()
         }
         (Method::PATCH, Some(name)) => {
-            let Some(mut object) = api.get(&resource, &namespace, &name) else { return status(404, "NotFound", "no such object") };
+            let Some(mut object) = api.get(&resource, &namespace, &name) else {
+                return status(404, "NotFound", "no such object");
+            };
             let patch: Value = serde_json::from_slice(&body).unwrap();
             if headers["content-type"] == "application/json-patch+json" {
                 let patch: json_patch::Patch = serde_json::from_value(patch).unwrap();
@@ -286,9 +298,16 @@ fn list(api: &FakeApi, resource: &str, namespace: &str, query: &HashMap<String, 
     .into_response()
 }
 
-fn watch_stream(api: FakeApi, resource: String, namespace: String, query: HashMap<String, String>, only_metadata: bool) -> Response {
+fn watch_stream(
+    api: FakeApi,
+    resource: String,
+    namespace: String,
+    query: HashMap<String, String>,
+    only_metadata: bool,
+) -> Response {
     let initial = query.get("sendInitialEvents").is_some_and(|s| s == "true");
-    if initial && !api.streams.load(Ordering::SeqCst) {
+    let ignored = api.ignores_streams.load(Ordering::SeqCst);
+    if initial && !ignored && !api.streams.load(Ordering::SeqCst) {
         return status(422, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled");
     }
     let mut lines = Vec::new();
@@ -305,8 +324,9 @@ fn watch_stream(api: FakeApi, resource: String, namespace: String, query: HashMa
                 }
             }
             since = inner.version;
+            let end = if ignored { "none" } else { "k8s.io/initial-events-end" };
             let bookmark = json!({"type": "BOOKMARK", "object": {"kind": "X", "apiVersion": "v1", "metadata": {
-                "resourceVersion": since.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}}});
+                "resourceVersion": since.to_string(), "annotations": {end: "true"}}}});
             lines.push(Bytes::from(format!("{bookmark}\n")));
         } else if since < inner.forgotten {
             let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,

@@ -19,7 +19,18 @@ pub(crate) async fn control(api: &FakeApi, dir: &std::path::Path, more: &[&str])
     std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
     let config = dir.join("config.yaml");
     let mut args = vec!["weft-control", "--kubeconfig", kubeconfig.to_str().unwrap(), "--config", config.to_str().unwrap()];
-    args.extend(["--namespace", "weft-system", "--bind", "127.0.0.1", "--webhook-port", "0", "--control-port", "0", "--metrics-port", "0"]);
+    args.extend([
+        "--namespace",
+        "weft-system",
+        "--bind",
+        "127.0.0.1",
+        "--webhook-port",
+        "0",
+        "--control-port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]);
     args.extend(["--shutdown-delay", "0"]);
     args.extend(more);
     Control::start(Flags::try_parse_from(args).unwrap()).await.unwrap()
@@ -266,7 +277,11 @@ async fn many_streams_are_cheap() {
     let mut proxies = Vec::new();
     for n in 0..500 {
         // As many streams per connection as one allows would hide the cost of connections: a fifth of them has its own.
-        let channel = if n % 5 == 0 { channel(control.addresses.control, &bundle).await } else { Channel::clone(&proxies_channel(&proxies)) };
+        let channel = if n % 5 == 0 {
+            channel(control.addresses.control, &bundle).await
+        } else {
+            Channel::clone(&proxies_channel(&proxies))
+        };
         let mut proxy = attach(&channel, Some(&format!("token-{n}")), hello("shop", &format!("cart-{n}"))).await.unwrap();
         proxy.next().await;
         proxies.push((channel, proxy));

@@ -1,7 +1,5 @@
 //! The election of the replica that writes.
 
-
-
 use crate::common::{FakeApi, eventually};
 use serde_json::json;
 use std::sync::Arc;
@@ -55,7 +53,11 @@ async fn one_leads_and_hands_over_at_once() {
     first.task.await.unwrap();
     assert!(!*first.leads.borrow());
     eventually("another leader", || others.iter().any(|r| *r.leads.borrow()).then_some(())).await;
-    assert!(since.elapsed() < Duration::from_millis(1500), "a lease that was given back is not waited out: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_millis(1500),
+        "a lease that was given back is not waited out: {:?}",
+        since.elapsed()
+    );
     let lease = api.get("apis/coordination.k8s.io/v1/leases", "weft-system", "weft-control").unwrap();
     assert_eq!(lease["spec"]["leaseTransitions"], 1);
 }

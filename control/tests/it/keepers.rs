@@ -1,9 +1,7 @@
 //! What the leading replica keeps right: caBundle, trust bundles, and the report of missed pods.
 
-
-
-use base64::Engine as _;
 use crate::common::{FakeApi, eventually};
+use base64::Engine as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,10 +43,10 @@ fn namespace(name: &str, annotations: Value) -> Value {
 
 fn injector(bundle: Value) -> Value {
     json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "weft-injector"},
-        "webhooks": [
-            {"name": "other.example", "clientConfig": {"service": {"namespace": "x", "name": "y"}}},
-            {"name": "injector.weft.mesh", "clientConfig": {"caBundle": bundle, "service": {"namespace": "weft-system", "name": "weft-control"}}}
-        ]})
+    "webhooks": [
+        {"name": "other.example", "clientConfig": {"service": {"namespace": "x", "name": "y"}}},
+        {"name": "injector.weft.mesh", "clientConfig": {"caBundle": bundle, "service": {"namespace": "weft-system", "name": "weft-control"}}}
+    ]})
 }
 
 #[tokio::test]
@@ -94,7 +92,9 @@ async fn ca_bundle_is_written_and_kept() {
 async fn trust_bundles_where_they_are_wanted_and_kept() {
     let mut world = world().await;
     let api = world.api.clone();
-    for (name, annotations) in [("shop", json!({"inject": "enabled"})), ("plain", json!({})), ("kube-system", json!({"inject": "enabled"}))] {
+    for (name, annotations) in
+        [("shop", json!({"inject": "enabled"})), ("plain", json!({})), ("kube-system", json!({"inject": "enabled"}))]
+    {
         api.put("api/v1/namespaces", namespace(name, annotations));
     }
     world.tasks.spawn(keep::trust_bundle::run(
@@ -114,15 +114,21 @@ async fn trust_bundles_where_they_are_wanted_and_kept() {
     };
     eventually("the namespace that asks has it", right("shop")).await;
     // Drift and deletion.
-    api.put(CONFIG_MAPS, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "weft-trust-bundle", "namespace": "shop"},
-        "data": {"root.pem": "other"}}));
+    api.put(
+        CONFIG_MAPS,
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "weft-trust-bundle", "namespace": "shop"},
+        "data": {"root.pem": "other"}}),
+    );
     eventually("drift is corrected", right("shop")).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     api.remove(CONFIG_MAPS, "shop", "weft-trust-bundle");
     eventually("a deleted one comes back", right("shop")).await;
     // One that was there before and says something else.
-    api.put(CONFIG_MAPS, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "weft-trust-bundle", "namespace": "late"},
-        "data": {"root.pem": "old"}}));
+    api.put(
+        CONFIG_MAPS,
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "weft-trust-bundle", "namespace": "late"},
+        "data": {"root.pem": "old"}}),
+    );
     // A pod that asks by itself, in a namespace that does not.
     api.put("api/v1/namespaces", namespace("late", json!({})));
     api.put("api/v1/pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "late", "annotations": {"inject": "enabled"}},

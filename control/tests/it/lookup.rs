@@ -13,7 +13,10 @@ async fn what_the_watch_has_not_seen_is_read_once() {
     let api = FakeApi::start().await;
     let index = Arc::new(Index::new([]));
     let lookup = Lookup::new(index.clone(), Some(api.client()));
-    api.put("api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "new", "annotations": {"inject": "enabled"}}}));
+    api.put(
+        "api/v1/namespaces",
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "new", "annotations": {"inject": "enabled"}}}),
+    );
     let found = lookup.get("new").await.unwrap().unwrap();
     assert_eq!((found.name.as_str(), found.annotations["inject"].as_str()), ("new", "enabled"));
     assert_eq!(api.requests("/api/v1/namespaces/new"), 1);

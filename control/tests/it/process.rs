@@ -155,11 +155,14 @@ async fn a_thousand_namespaces_fit() {
     let api = FakeApi::start().await;
     for n in 0..1000 {
         let last_applied = "x".repeat(2000);
-        api.put("api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": format!("team-{n}"),
+        api.put(
+            "api/v1/namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": format!("team-{n}"),
             "labels": {"kubernetes.io/metadata.name": format!("team-{n}"), "team": format!("t{n}"), "istio-injection": "enabled"},
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": last_applied},
             "managedFields": [{"manager": "kubectl", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
-                "fieldsV1": {"f:metadata": {"f:labels": {".": {}, "f:team": {}}}}}]}}));
+                "fieldsV1": {"f:metadata": {"f:labels": {".": {}, "f:team": {}}}}}]}}),
+        );
     }
     let process = start(&api, &["--shutdown-delay=0"]);
     ready(process.metrics).await;

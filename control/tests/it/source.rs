@@ -1,7 +1,5 @@
 //! The cluster as a source: what is watched, resumed, listed again and survived.
 
-
-
 use crate::common::{FakeApi, eventually};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -116,12 +114,25 @@ async fn streamed_lists_where_they_are_offered_and_pages_where_not() {
 }
 
 #[tokio::test]
+async fn a_server_that_never_ends_a_streamed_list_is_asked_for_pages() {
+    let api = FakeApi::start().await;
+    api.ignore_streams();
+    api.put("api/v1/pods", pod("shop", "one"));
+    let source = start(&api, true);
+    source.synced().await;
+    assert_eq!(source.index.count(Kind::Pod), 1);
+    api.put("api/v1/pods", pod("shop", "two"));
+    source.pods(2).await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_at_the_start_is_waited_for() {
     let api = FakeApi::start().await;
     api.put("api/v1/pods", pod("shop", "one"));
     api.set_down(true);
     let source = start(&api, false);
-    eventually("a failed try", || (source.metrics.watch_errors.get_or_create(&Resource::of(Kind::Pod)).get() >= 1).then_some(())).await;
+    eventually("a failed try", || (source.metrics.watch_errors.get_or_create(&Resource::of(Kind::Pod)).get() >= 1).then_some(()))
+        .await;
     assert!(!*source.index.synced().borrow());
     api.set_down(false);
     source.synced().await;
