@@ -1,0 +1,297 @@
+//! Admission webhooks, called over HTTPS as Kubernetes calls them: in the order of their names, mutating ones before
+//! validating ones, those with `reinvocationPolicy: IfNeeded` again when something changed the object after them.
+//!
+//! A match condition is evaluated only in the one form that a mesh's injector needs; any other is refused when the
+//! configuration is created, because ignoring it would call a webhook that should not be called.
+
+use super::api::{Core, Request};
+use super::resource::{self, ResourceInfo};
+use super::selector::Labels;
+use super::status::Status;
+use super::defaults;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The one match condition that is understood.
+const NOT_HOST_NETWORK: &str = "!(has(object.spec.hostNetwork) && object.spec.hostNetwork)";
+
+/// What is done to the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// It is new.
+    Create,
+    /// It changes.
+    Update,
+    /// It goes.
+    Delete,
+}
+
+impl Operation {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+/// One write as admission sees it.
+pub struct Call<'a> {
+    /// The resource.
+    pub info: &'a ResourceInfo,
+    /// The version of the request; empty: the preferred one.
+    pub version: &'a str,
+    /// What is done.
+    pub operation: Operation,
+    /// The subresource.
+    pub subresource: &'a str,
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The object as it was.
+    pub old: Option<&'a Value>,
+}
+
+/// What a webhook configuration says that can't be honoured, or is wrong.
+pub fn check(configuration: &Value, causes: &mut Vec<(String, String)>) {
+    for (i, hook) in configuration["webhooks"].as_array().into_iter().flatten().enumerate() {
+        let at = format!("webhooks[{i}]");
+        for (j, condition) in hook["matchConditions"].as_array().into_iter().flatten().enumerate() {
+            if condition["expression"].as_str() != Some(NOT_HOST_NETWORK) {
+                causes.push((format!("{at}.matchConditions[{j}]"), "Unsupported value: the playground has no CEL and evaluates only the condition on hostNetwork".into()));
+            }
+        }
+        if !hook["clientConfig"]["url"].is_string() && !hook["clientConfig"]["service"].is_object() {
+            causes.push((format!("{at}.clientConfig"), "Required value: exactly one of url or service is required".into()));
+        }
+        if !matches!(hook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun")) {
+            causes.push((format!("{at}.sideEffects"), "Unsupported value: None or NoneOnDryRun is required".into()));
+        }
+        if hook["admissionReviewVersions"].as_array().is_none_or(|v| !v.contains(&json!("v1"))) {
+            causes.push((format!("{at}.admissionReviewVersions"), "Invalid value: v1 is required".into()));
+        }
+        let timeout = hook["timeoutSeconds"].as_i64().unwrap_or(10);
+        if !(1..=30).contains(&timeout) {
+            causes.push((format!("{at}.timeoutSeconds"), format!("Invalid value: {timeout}: must be between 1 and 30")));
+        }
+    }
+}
+
+fn hooks(core: &Core, mutating: bool) -> Vec<Value> {
+    let gvr = if mutating { resource::MUTATING_WEBHOOKS } else { resource::VALIDATING_WEBHOOKS };
+    let all = core.store.list(&gvr.key(), None).items;
+    all.iter().flat_map(|c| c["webhooks"].as_array().cloned().unwrap_or_default()).collect()
+}
+
+fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result<bool, String> {
+    let info = call.info;
+    // Webhooks never see the configurations of webhooks: they could lock themselves in.
+    if info.key.group == "admissionregistration.k8s.io" {
+        return Ok(false);
+    }
+    let has = |list: &Value, what: &str| list.as_array().into_iter().flatten().any(|v| v == "*" || v == what);
+    let resource = if call.subresource.is_empty() { info.key.resource.clone() } else { format!("{}/{}", info.key.resource, call.subresource) };
+    let rule = hook["rules"].as_array().into_iter().flatten().any(|rule| {
+        let resources = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let covers = |pattern: &str| {
+            pattern == "*/*"
+                || pattern == resource
+                || (pattern == "*" && call.subresource.is_empty())
+                || pattern.strip_suffix("/*").is_some_and(|p| p == info.key.resource && !call.subresource.is_empty())
+                || pattern.strip_prefix("*/").is_some_and(|s| s == call.subresource)
+        };
+        let scope = match rule["scope"].as_str() {
+            Some("Namespaced") => info.namespaced,
+            Some("Cluster") => !info.namespaced,
+            _ => true,
+        };
+        let versions = info.versions.iter().any(|(v, _)| has(&rule["apiVersions"], v));
+        scope && versions && has(&rule["operations"], call.operation.as_str()) && has(&rule["apiGroups"], &info.key.group) && resources.clone().any(covers)
+    });
+    if !rule {
+        return Ok(false);
+    }
+    let objects = Labels::from_object(hook.get("objectSelector"))?;
+    if !(objects.matches(object) || call.old.is_some_and(|o| objects.matches(o))) {
+        return Ok(false);
+    }
+    let namespaces = Labels::from_object(hook.get("namespaceSelector"))?;
+    if info.namespaced || info.key == resource::NAMESPACES.key() {
+        let ns = if info.namespaced { core.store.get(&resource::NAMESPACES.key(), "", call.namespace) } else { Some(Arc::new(object.clone())) };
+        if !ns.is_some_and(|ns| namespaces.matches(&ns)) {
+            return Ok(false);
+        }
+    }
+    let conditions = hook["matchConditions"].as_array().into_iter().flatten();
+    for condition in conditions {
+        if condition["expression"].as_str() == Some(NOT_HOST_NETWORK) && object["spec"]["hostNetwork"] == json!(true) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Runs the mutating webhooks, and the server's own admission again where they changed something.
+pub async fn mutate(core: &Core, request: &Request, call: &Call<'_>, mut object: Value, pod: bool) -> Result<Value, Status> {
+    let all = hooks(core, true);
+    let mut last_seen: Vec<Option<Value>> = vec![None; all.len()];
+    for pass in 0..2 {
+        for (i, hook) in all.iter().enumerate() {
+            let again = hook["reinvocationPolicy"] == "IfNeeded" && last_seen[i].as_ref().is_some_and(|seen| *seen != object);
+            if pass == 1 && !again {
+                continue;
+            }
+            if let Some(new) = one(core, request, hook, call, &object, true).await? {
+                object = new;
+            }
+            if matches(core, hook, call, &object).unwrap_or(false) {
+                last_seen[i] = Some(object.clone());
+            }
+        }
+        if last_seen.iter().all(Option::is_none) {
+            break;
+        }
+        if pod {
+            defaults::service_account(&mut object);
+        }
+        defaults::apply(call.info, &mut object);
+    }
+    Ok(object)
+}
+
+/// Runs the validating webhooks.
+pub async fn validate(core: &Core, request: &Request, call: &Call<'_>, object: &Value) -> Result<(), Status> {
+    for hook in hooks(core, false) {
+        one(core, request, &hook, call, object, false).await?;
+    }
+    Ok(())
+}
+
+async fn one(core: &Core, request: &Request, hook: &Value, call: &Call<'_>, object: &Value, mutating: bool) -> Result<Option<Value>, Status> {
+    let name = hook["name"].as_str().unwrap_or_default();
+    let seen = if call.operation == Operation::Delete { call.old.unwrap_or(object) } else { object };
+    match matches(core, hook, call, seen) {
+        Ok(false) => return Ok(None),
+        Ok(true) => {}
+        Err(why) => return Err(Status::internal(format!("webhook {name}: {why}"))),
+    }
+    let failed = |why: String| {
+        if hook["failurePolicy"] == "Ignore" {
+            tracing::warn!(webhook = name, "failed, which its failure policy ignores: {why}");
+            Ok(None)
+        } else {
+            Err(Status::internal(format!("failed calling webhook {name:?}: failed to call webhook: {why}")))
+        }
+    };
+    let review = review(request, call, object);
+    let uid = review["request"]["uid"].clone();
+    let timeout = Duration::from_secs(hook["timeoutSeconds"].as_u64().unwrap_or(10));
+    let answer = match tokio::time::timeout(timeout, send(core, hook, &review, timeout)).await {
+        Err(_) => return failed("context deadline exceeded".into()),
+        Ok(Err(error)) => return failed(format!("{error:#}")),
+        Ok(Ok(answer)) => answer,
+    };
+    let response = &answer["response"];
+    if answer["kind"] != "AdmissionReview" || answer["apiVersion"] != "admission.k8s.io/v1" || response["uid"] != uid {
+        return failed(format!("the response is no AdmissionReview v1 with the request's uid: {answer}"));
+    }
+    for warning in response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        request.warn(warning.to_owned());
+    }
+    if response["allowed"] != json!(true) {
+        let status = &response["status"];
+        let why = status["message"].as_str().filter(|m| !m.is_empty()).map_or_else(|| "denied without explanation".to_owned(), str::to_owned);
+        let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(403);
+        let reason = status["reason"].as_str().unwrap_or(if code == 403 { "Forbidden" } else { "" });
+        return Err(Status::new(code, reason, format!("admission webhook {name:?} denied the request: {why}")));
+    }
+    let Some(patch) = response["patch"].as_str().filter(|_| mutating) else { return Ok(None) };
+    if response["patchType"] != "JSONPatch" {
+        return failed(format!("patchType {} is not JSONPatch", response["patchType"]));
+    }
+    let patched = STANDARD
+        .decode(patch)
+        .map_err(|e| e.to_string())
+        .and_then(|bytes| serde_json::from_slice::<json_patch::Patch>(&bytes).map_err(|e| e.to_string()))
+        .and_then(|patch| {
+            let mut new = object.clone();
+            json_patch::patch(&mut new, &patch).map_err(|e| e.to_string()).map(|()| new)
+        });
+    match patched {
+        Ok(new) => Ok(Some(new)),
+        Err(why) => failed(format!("the patch can't be applied: {why}")),
+    }
+}
+
+fn review(request: &Request, call: &Call<'_>, object: &Value) -> Value {
+    let info = call.info;
+    let version = if call.version.is_empty() { info.preferred() } else { call.version };
+    let kind = json!({"group": info.key.group, "version": version, "kind": info.kind});
+    let resource = json!({"group": info.key.group, "version": version, "resource": info.key.resource});
+    let uid: u128 = rand::random();
+    let name = object.pointer("/metadata/name").or_else(|| call.old.and_then(|o| o.pointer("/metadata/name"))).cloned().unwrap_or_default();
+    let mut body = json!({
+        "uid": format!("{uid:032x}"), "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
+        "name": name, "operation": call.operation.as_str(), "userInfo": request.user.to_json(), "object": object,
+        "oldObject": call.old.cloned().unwrap_or(Value::Null), "dryRun": request.dry_run, "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}
+    });
+    if info.namespaced {
+        body["namespace"] = json!(call.namespace);
+    }
+    if !call.subresource.is_empty() {
+        body["subResource"] = json!(call.subresource);
+        body["requestSubResource"] = json!(call.subresource);
+    }
+    json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": body})
+}
+
+async fn send(core: &Core, hook: &Value, review: &Value, timeout: Duration) -> anyhow::Result<Value> {
+    let config = &hook["clientConfig"];
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(bundle) = config["caBundle"].as_str() {
+        for cert in CertificateDer::pem_slice_iter(&STANDARD.decode(bundle)?) {
+            roots.add(cert?)?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+    let (host, path, stream) = if let Some(url) = config["url"].as_str() {
+        let uri: http::Uri = url.parse()?;
+        anyhow::ensure!(uri.scheme_str() == Some("https"), "{url}: only https is allowed");
+        let host = uri.host().unwrap_or_default().to_owned();
+        let stream = tokio::net::TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443))).await?;
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
+        (host, path, Box::new(stream) as Box<dyn super::backend::Duplex>)
+    } else {
+        let service = &config["service"];
+        let text = |f: &str| service[f].as_str().unwrap_or_default();
+        let port = u16::try_from(service["port"].as_u64().unwrap_or(443))?;
+        let host = format!("{}.{}.svc", text("name"), text("namespace"));
+        let backend = core.backend().map_err(|s| anyhow::anyhow!(s.message))?;
+        let stream = backend.connect_service(text("namespace"), text("name"), port).await?;
+        let path = if text("path").is_empty() { "/" } else { text("path") };
+        (host, path.to_owned(), stream)
+    };
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
+    let stream = connector.connect(name, stream).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = http::Request::post(format!("{path}?timeout={}s", timeout.as_secs()))
+        .header("host", host)
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(review.to_string())))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    driver.abort();
+    anyhow::ensure!(status.is_success(), "the webhook answered {status}: {}", String::from_utf8_lossy(&body).trim());
+    Ok(serde_json::from_slice(&body)?)
+}
