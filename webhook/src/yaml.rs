@@ -79,7 +79,7 @@ mod tests {
             "trail ", "12:30:45", "true", "{}", "[", "*", "&a", "!t", "%", "@", "`", "\t", "é", "\u{1}", "'", "\"", "a\\b",
             "---", "...", "=", "<<",
         ];
-        prop_oneof![proptest::sample::select(&tricky[..]).prop_map(String::from), "\\PC{0,20}", "[ \\n\\ta-c:#-]{0,12}"]
+        prop_oneof![proptest::sample::select(tricky.to_vec()).prop_map(String::from), "\\PC{0,20}", "[ \\n\\ta-c:#-]{0,12}"]
     }
 
     fn value() -> impl Strategy<Value = Value> {
