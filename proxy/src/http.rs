@@ -32,11 +32,12 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pool::LocalExecutor;
-use screen::{Link, Screened};
+use screen::{IDLE, Link, Screened};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tally::Tally;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,6 +63,10 @@ const H2_PING_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a refused connection is read on, so that the answer is not lost to a reset, and how much of it.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
+
+/// A keep-alive connection without a request for this long gives its buffers (16 KiB) back. Longer than the pause between the
+/// requests of a busy client, for which setting them up again would be a cost.
+const REST: Duration = Duration::from_millis(100);
 
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -150,22 +155,38 @@ where
     .await
 }
 
+/// How the serving of an HTTP/1 connection paused or ended.
+enum Served {
+    Resting,
+    Ended(hyper::Result<()>),
+}
+
 async fn serve_h1(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>) {
     let link = Rc::new(Link::default());
     let hop = Hop::new(Rc::clone(&worker), down, Wire::H1, Some(Rc::clone(&link)));
-    let requests = Rc::clone(&hop);
-    let marks = Rc::clone(&link);
-    let service = service_fn(move |request| forward::handle(request, Rc::clone(&requests), Some(marks.enter())));
-    let io = Screened::new(io, Rc::clone(&link), worker.settings.timeouts.request_header);
-    let mut connection = http1::Builder::new()
-        .preserve_header_case(true)
-        .auto_date_header(false)
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEAD)
-        .max_buf_size(H1_BUFFER)
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(io), service);
-    let ended = until_drained(&worker, Pin::new(&mut connection), http1::Connection::graceful_shutdown).await;
+    let mut io = Screened::new(io, Rc::clone(&link), worker.settings.timeouts.request_header);
+    let (ended, connection) = loop {
+        let (requests, marks) = (Rc::clone(&hop), Rc::clone(&link));
+        let service = service_fn(move |request| forward::handle(request, Rc::clone(&requests), Some(marks.enter())));
+        let mut connection = http1::Builder::new()
+            .preserve_header_case(true)
+            .auto_date_header(false)
+            .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(H1_BUFFER)
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(io), service);
+        match until_rest(&worker, &link, Pin::new(&mut connection), http1::Connection::graceful_shutdown).await {
+            Served::Ended(ended) => break (ended, connection),
+            // What the parser may still hold is empty lines between messages.
+            Served::Resting => io = connection.into_parts().io.into_inner(),
+        }
+        if !rest(&worker, &io).await {
+            // Nothing is owed to the client; the close is what it is told.
+            let _ = io.shutdown().await;
+            return;
+        }
+    };
     if let Some((tunnel, tally)) = hop.tunnel.take() {
         if ended.is_ok() {
             let parts = connection.into_parts();
@@ -183,6 +204,39 @@ async fn serve_h1(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
             record_refusal(&hop, ended.as_ref().err());
         }
         linger(connection.into_parts().io.into_inner().into_inner()).await;
+    }
+}
+
+/// Polls an HTTP/1 connection to its end or until it rests. A drain ends it.
+async fn until_rest<C>(worker: &Worker, link: &Link, connection: Pin<&mut C>, shut: impl Fn(Pin<&mut C>)) -> Served
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut tick = pin!(tokio::time::sleep(REST));
+    let mut serving = pin!(until_drained(worker, connection, shut));
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Served::Ended(ended));
+        }
+        while tick.as_mut().poll(cx).is_ready() {
+            if link.rests(REST) && !worker.drain.is_draining() {
+                return Poll::Ready(Served::Resting);
+            }
+            let from = link.last().filter(|last| last.elapsed() < REST).unwrap_or_else(Instant::now);
+            tick.as_mut().reset((from + REST).into());
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for the client's next bytes (or its end). False: a drain began, or nothing came for [`IDLE`].
+async fn rest(worker: &Worker, io: &Screened<Prefixed<TcpStream>>) -> bool {
+    let mut watch = worker.drain.clone();
+    tokio::select! {
+        biased;
+        ready = tokio::time::timeout(IDLE, io.get_ref().get_ref().readable()) => ready.is_ok(),
+        () = watch.draining() => false,
     }
 }
 

@@ -499,3 +499,47 @@ fn a_drain_ends_connections_after_their_request() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// A connection that pauses gives its buffers back in between; the client must not see that.
+#[test]
+fn a_connection_goes_on_after_a_pause() {
+    let (app, _) = App::answering(OK);
+    let proxy = Proxy::to(app.addr);
+    let mut client = proxy.connect();
+    let pause = || std::thread::sleep(Duration::from_millis(350));
+    let get = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n";
+    pause();
+    for cut in [get.len(), 1, 20, get.len() - 1] {
+        client.send(&get[..cut]);
+        if cut < get.len() {
+            // In the middle of a head nothing may be thrown away.
+            pause();
+            client.send(&get[cut..]);
+        }
+        assert_eq!(client.message().unwrap().1, b"ok", "head cut at {cut}");
+        pause();
+    }
+    // Empty lines between messages are passed over, also where a pause follows.
+    client.send("\r\n");
+    pause();
+    client.send(get.repeat(2));
+    assert_eq!((client.message().unwrap().1, client.message().unwrap().1), (b"ok".to_vec(), b"ok".to_vec()));
+    pause();
+    client.half_close();
+    assert_eq!(client.rest(), "");
+}
+
+/// A drain also ends connections that pause.
+#[test]
+fn a_drain_ends_a_connection_that_pauses() {
+    let (app, _) = App::answering(OK);
+    let proxy = Proxy::to(app.addr);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n");
+    client.message().unwrap();
+    std::thread::sleep(Duration::from_millis(350));
+    let begun = Instant::now();
+    proxy.drain.start();
+    assert_eq!(client.rest(), "");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}

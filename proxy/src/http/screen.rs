@@ -312,6 +312,10 @@ pub(crate) struct Link {
     told: Cell<bool>,
     /// When a request last began or ended.
     last: Cell<Option<Instant>>,
+    /// The last look at the stream found nothing, and no message had begun.
+    between: Cell<bool>,
+    /// Something was written and has not been flushed since.
+    unflushed: Cell<bool>,
 }
 
 impl Link {
@@ -325,6 +329,22 @@ impl Link {
     /// Why the connection's last message was refused, if one was.
     pub(crate) fn refused(&self) -> Option<Ambiguity> {
         self.refused.get()
+    }
+
+    /// Whether nothing has happened for `pause` and nothing is under way: whoever parses and serialises has no state that
+    /// matters then.
+    pub(crate) fn rests(&self, pause: Duration) -> bool {
+        !self.busy.get()
+            && self.between.get()
+            && !self.unflushed.get()
+            && !self.eof.get()
+            && self.refused.get().is_none()
+            && self.last.get().is_some_and(|last| last.elapsed() >= pause)
+    }
+
+    /// When a request last began or ended, or the connection began.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.last.get()
     }
 
     /// Notes that the refusal has become a response and a record already.
@@ -385,7 +405,7 @@ pub(crate) struct Screened<S> {
 }
 
 /// How long a connection may be without a request.
-const IDLE: Duration = Duration::from_secs(3600);
+pub(crate) const IDLE: Duration = Duration::from_secs(3600);
 
 const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -399,15 +419,22 @@ impl<S> Screened<S> {
     pub(crate) fn into_inner(self) -> S {
         self.io
     }
+
+    /// The stream beneath, to wait for its next bytes while nobody reads.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.io
+    }
 }
 
 impl<S: AsyncWrite + Unpin> Screened<S> {
     /// Nothing came. Ready if the client has been silent for too long.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.between.set(false);
         if self.link.busy.get() || matches!(self.screen.stage, Stage::Opaque) {
             return Poll::Pending;
         }
         let in_head = matches!(self.screen.stage, Stage::Fields) || !self.screen.between_messages();
+        self.link.between.set(!in_head);
         let deadline = if in_head {
             *self.head_since.get_or_insert_with(Instant::now) + self.head_timeout
         } else {
@@ -446,6 +473,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Screened<S> {
             deliver(poison, buf);
             return Poll::Ready(Ok(()));
         }
+        this.link.between.set(false);
         let before = buf.filled().len();
         if !this.link.eof.get() {
             match Pin::new(&mut this.io).poll_read(cx, buf) {
@@ -487,11 +515,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Screened<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.link.unflushed.set(true);
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        // Who writes flushes when nothing is left to write.
+        self.link.unflushed.set(false);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -499,6 +531,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.link.unflushed.set(true);
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
