@@ -32,9 +32,7 @@ pub(crate) struct Conn<S> {
 impl Conn<TcpStream> {
     /// Connects over TCP.
     pub(crate) async fn connect(to: SocketAddr) -> Result<Self> {
-        let io = TcpStream::connect(to)
-            .await
-            .with_context(|| format!("can't connect to {to}"))?;
+        let io = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
         io.set_nodelay(true)?;
         Ok(Self::over(io, 4096))
     }
@@ -43,29 +41,19 @@ impl Conn<TcpStream> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// Speaks over `io`. Responses may have `capacity` bytes.
     pub(crate) fn over(io: S, capacity: usize) -> Self {
-        Self {
-            io,
-            buf: vec![0; capacity].into(),
-        }
+        Self { io, buf: vec![0; capacity].into() }
     }
 
     /// Sends `request` and reads the whole response, which must be a 200 with a length. Returns its body.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<&[u8]> {
-        self.io
-            .write_all(request)
-            .await
-            .context("writing the request")?;
+        self.io.write_all(request).await.context("writing the request")?;
         let mut filled = 0;
         let (mut head, mut length) = (0, 0);
         loop {
             if filled == self.buf.len() {
                 bail!("the response is larger than {} bytes", self.buf.len());
             }
-            let n = self
-                .io
-                .read(&mut self.buf[filled..])
-                .await
-                .context("reading the response")?;
+            let n = self.io.read(&mut self.buf[filled..]).await.context("reading the response")?;
             if n == 0 {
                 bail!("the connection was closed after {filled} bytes of the response");
             }
@@ -98,18 +86,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
 fn parse_head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
-    let head = match response
-        .parse(bytes)
-        .context("this is no HTTP/1.1 response")?
-    {
+    let head = match response.parse(bytes).context("this is no HTTP/1.1 response")? {
         httparse::Status::Complete(head) => head,
         httparse::Status::Partial => return Ok(None),
     };
     if response.code != Some(200) {
-        bail!(
-            "status {} where 200 was expected",
-            response.code.unwrap_or(0)
-        );
+        bail!("status {} where 200 was expected", response.code.unwrap_or(0));
     }
     let length = response
         .headers
@@ -135,9 +117,7 @@ pub(crate) async fn churn(to: SocketAddr, done: Arc<AtomicU64>, stop: Instant) -
     while Instant::now() < stop {
         let mut conn = Conn::connect(to).await?;
         checked(conn.exchange(LAST)).await?;
-        tokio::time::timeout(PATIENCE, conn.expect_end())
-            .await
-            .context("the connection is not closed")??;
+        tokio::time::timeout(PATIENCE, conn.expect_end()).await.context("the connection is not closed")??;
         done.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
@@ -152,9 +132,7 @@ pub(crate) async fn probe(to: SocketAddr) -> Result<Conn<TcpStream>> {
 
 /// The response must come in time and be the backend's in full.
 pub(crate) async fn checked(exchange: impl Future<Output = Result<&[u8]>>) -> Result<()> {
-    let body = tokio::time::timeout(PATIENCE, exchange)
-        .await
-        .context("no answer within 10 s")??;
+    let body = tokio::time::timeout(PATIENCE, exchange).await.context("no answer within 10 s")??;
     if body.len() != BODY {
         bail!("a body of {} bytes where {BODY} were expected", body.len());
     }
@@ -203,17 +181,13 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 /// Whether a request head holds `Connection: close`, in any case. (A peer with a pool never passes it on.)
 fn ends_connection(head: &[u8]) -> bool {
     let wanted = b"connection: close";
-    head.windows(wanted.len())
-        .any(|w| (w[0] | 0x20) == b'c' && w.eq_ignore_ascii_case(wanted))
+    head.windows(wanted.len()).any(|w| (w[0] | 0x20) == b'c' && w.eq_ignore_ascii_case(wanted))
 }
 
 fn response() -> &'static [u8] {
     static RESPONSE: OnceLock<Vec<u8>> = OnceLock::new();
     RESPONSE.get_or_init(|| {
-        let mut bytes = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY}\r\n\r\n"
-        )
-        .into_bytes();
+        let mut bytes = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {BODY}\r\n\r\n").into_bytes();
         bytes.resize(bytes.len() + BODY, b'w');
         bytes
     })
@@ -239,13 +213,7 @@ mod tests {
         let to = listener.local_addr().unwrap();
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
-        closed_loop(
-            to,
-            Arc::clone(&done),
-            Instant::now() + Duration::from_millis(50),
-        )
-        .await
-        .unwrap();
+        closed_loop(to, Arc::clone(&done), Instant::now() + Duration::from_millis(50)).await.unwrap();
         assert!(done.load(Ordering::Relaxed) > 5);
         // Two requests at once, the second in two pieces.
         let mut stream = TcpStream::connect(to).await.unwrap();
@@ -260,11 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_answers_wrongly_is_an_error() {
-        for wrong in [
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
-            "HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n",
-            "",
-        ] {
+        for wrong in ["HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n", ""] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let to = listener.local_addr().unwrap();
             tokio::spawn(async move {
@@ -272,10 +236,7 @@ mod tests {
                 stream.read_exact(&mut [0; KEEP_ALIVE.len()]).await.unwrap();
                 stream.write_all(wrong.as_bytes()).await.unwrap();
             });
-            assert!(
-                probe(to).await.is_err(),
-                "{wrong:?} passed for the backend's answer"
-            );
+            assert!(probe(to).await.is_err(), "{wrong:?} passed for the backend's answer");
         }
     }
 }

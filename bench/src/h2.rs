@@ -43,8 +43,7 @@ const GRANT: u32 = 1 << 30;
 
 /// `:method GET`, `:scheme http`, `:path /bench`, `:authority bench.example`, `user-agent`, `accept`: indexed fields of
 /// the static table and literals that nobody has to remember (RFC 7541, 6.1 and 6.2.2).
-const REQUEST_BLOCK: &[u8] =
-    b"\x82\x86\x04\x06/bench\x01\x0dbench.example\x0f\x2b\x0aweft-bench\x0f\x04\x03*/*";
+const REQUEST_BLOCK: &[u8] = b"\x82\x86\x04\x06/bench\x01\x0dbench.example\x0f\x2b\x0aweft-bench\x0f\x04\x03*/*";
 /// `:status 200`, `content-length 1024`, `content-type text/plain`.
 const RESPONSE_BLOCK: &[u8] = b"\x88\x0f\x0d\x041024\x0f\x10\x0atext/plain";
 
@@ -63,12 +62,7 @@ fn take_frame<'a>(bytes: &mut &'a [u8]) -> Option<Frame<'a>> {
     let (payload, rest) = rest.split_at_checked(length)?;
     *bytes = rest;
     let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
-    Some(Frame {
-        kind: head[3],
-        flags: head[4],
-        stream,
-        payload,
-    })
+    Some(Frame { kind: head[3], flags: head[4], stream, payload })
 }
 
 fn put_frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -100,10 +94,7 @@ fn housekeeping(frame: &Frame<'_>, out: &mut Vec<u8>) -> bool {
 
 fn setting(frame: &Frame<'_>, id: u16) -> Option<u32> {
     let pairs = frame.payload.chunks_exact(6);
-    pairs
-        .filter(|p| u16::from_be_bytes([p[0], p[1]]) == id)
-        .map(|p| u32::from_be_bytes([p[2], p[3], p[4], p[5]]))
-        .next_back()
+    pairs.filter(|p| u16::from_be_bytes([p[0], p[1]]) == id).map(|p| u32::from_be_bytes([p[2], p[3], p[4], p[5]])).next_back()
 }
 
 /// Whether a header block begins with `:status 200`, behind any number of table size updates.
@@ -136,31 +127,16 @@ struct Wire {
 impl Wire {
     fn new(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            input: vec![0; 256 * 1024],
-            filled: 0,
-            output: Vec::with_capacity(256 * 1024),
-        })
+        Ok(Self { stream, input: vec![0; 256 * 1024], filled: 0, output: Vec::with_capacity(256 * 1024) })
     }
 
     /// Writes what is due, reads what there is, and passes every whole frame to `each`. False at the end of the connection.
-    async fn turn(
-        &mut self,
-        mut each: impl FnMut(Frame<'_>, &mut Vec<u8>) -> Result<()>,
-    ) -> Result<bool> {
+    async fn turn(&mut self, mut each: impl FnMut(Frame<'_>, &mut Vec<u8>) -> Result<()>) -> Result<bool> {
         if !self.output.is_empty() {
-            self.stream
-                .write_all(&self.output)
-                .await
-                .context("writing frames")?;
+            self.stream.write_all(&self.output).await.context("writing frames")?;
             self.output.clear();
         }
-        let n = self
-            .stream
-            .read(&mut self.input[self.filled..])
-            .await
-            .context("reading frames")?;
+        let n = self.stream.read(&mut self.input[self.filled..]).await.context("reading frames")?;
         if n == 0 {
             return Ok(false);
         }
@@ -180,24 +156,13 @@ impl Wire {
 }
 
 /// `streams` requests at a time on one connection until `stop`; each response adds one to `done`.
-pub(crate) async fn closed_loop(
-    to: SocketAddr,
-    streams: u32,
-    done: Arc<AtomicU64>,
-    stop: Instant,
-) -> Result<()> {
-    let stream = TcpStream::connect(to)
-        .await
-        .with_context(|| format!("can't connect to {to}"))?;
+pub(crate) async fn closed_loop(to: SocketAddr, streams: u32, done: Arc<AtomicU64>, stop: Instant) -> Result<()> {
+    let stream = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
     let mut wire = Wire::new(stream)?;
     wire.output.extend_from_slice(PREFACE);
     put_settings(
         &mut wire.output,
-        &[
-            (SETTINGS_HEADER_TABLE_SIZE, 0),
-            (SETTINGS_ENABLE_PUSH, 0),
-            (SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20),
-        ],
+        &[(SETTINGS_HEADER_TABLE_SIZE, 0), (SETTINGS_ENABLE_PUSH, 0), (SETTINGS_INITIAL_WINDOW_SIZE, 1 << 20)],
     );
     put_frame(&mut wire.output, WINDOW_UPDATE, 0, 0, &GRANT.to_be_bytes());
     let mut next = 1u32;
@@ -215,27 +180,18 @@ pub(crate) async fn closed_loop(
         let turn = wire.turn(|frame, out| {
             match frame.kind {
                 HEADERS if open.contains_key(&frame.stream) => {} // trailers
-                HEADERS if !is_ok(&frame) => bail!(
-                    "a response other than 200: header block {:02x?}",
-                    frame.payload
-                ),
+                HEADERS if !is_ok(&frame) => bail!("a response other than 200: header block {:02x?}", frame.payload),
                 HEADERS => {
                     open.insert(frame.stream, 0);
                 }
                 DATA => {
                     consumed += frame.payload.len() as u32;
-                    let padding = if frame.flags & PADDED != 0 {
-                        1 + usize::from(*frame.payload.first().unwrap_or(&0))
-                    } else {
-                        0
-                    };
+                    let padding =
+                        if frame.flags & PADDED != 0 { 1 + usize::from(*frame.payload.first().unwrap_or(&0)) } else { 0 };
                     *open.entry(frame.stream).or_default() += frame.payload.len() - padding;
                 }
                 RST_STREAM => bail!("stream {} was reset: {:02x?}", frame.stream, frame.payload),
-                GOAWAY => bail!(
-                    "the peer closes the connection (GOAWAY {:02x?})",
-                    frame.payload
-                ),
+                GOAWAY => bail!("the peer closes the connection (GOAWAY {:02x?})", frame.payload),
                 _ => {
                     housekeeping(&frame, out);
                     return Ok(());
@@ -255,10 +211,7 @@ pub(crate) async fn closed_loop(
             }
             Ok(())
         });
-        if !tokio::time::timeout(Duration::from_secs(10), turn)
-            .await
-            .context("no answer within 10 s")??
-        {
+        if !tokio::time::timeout(Duration::from_secs(10), turn).await.context("no answer within 10 s")?? {
             bail!("the peer closed the connection");
         }
     }
@@ -289,13 +242,7 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
         bail!("the peer does not speak HTTP/2");
     }
     let mut wire = Wire::new(stream)?;
-    put_settings(
-        &mut wire.output,
-        &[
-            (SETTINGS_HEADER_TABLE_SIZE, 0),
-            (SETTINGS_MAX_CONCURRENT_STREAMS, 1000),
-        ],
-    );
+    put_settings(&mut wire.output, &[(SETTINGS_HEADER_TABLE_SIZE, 0), (SETTINGS_MAX_CONCURRENT_STREAMS, 1000)]);
     let body = [b'w'; BODY];
     let mut window = DEFAULT_WINDOW;
     let mut waiting = VecDeque::new();
@@ -304,21 +251,12 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
             match frame.kind {
                 HEADERS | DATA if frame.flags & END_STREAM != 0 => waiting.push_back(frame.stream),
                 WINDOW_UPDATE if frame.stream == 0 => {
-                    let grant = frame
-                        .payload
-                        .try_into()
-                        .map(u32::from_be_bytes)
-                        .context("a short WINDOW_UPDATE")?;
+                    let grant = frame.payload.try_into().map(u32::from_be_bytes).context("a short WINDOW_UPDATE")?;
                     window += i64::from(grant & 0x7fff_ffff);
                 }
                 RST_STREAM => waiting.retain(|stream| *stream != frame.stream),
-                SETTINGS
-                    if setting(&frame, SETTINGS_INITIAL_WINDOW_SIZE)
-                        .is_some_and(|w| (w as usize) < BODY) =>
-                {
-                    bail!(
-                        "the peer's stream window is smaller than the one response that there is"
-                    );
+                SETTINGS if setting(&frame, SETTINGS_INITIAL_WINDOW_SIZE).is_some_and(|w| (w as usize) < BODY) => {
+                    bail!("the peer's stream window is smaller than the one response that there is");
                 }
                 _ => {
                     housekeeping(&frame, out);
@@ -355,35 +293,18 @@ mod tests {
         for cut in 0..bytes.len() {
             let mut rest = &bytes[..cut];
             let whole = std::iter::from_fn(|| take_frame(&mut rest)).count();
-            assert_eq!(
-                whole,
-                usize::from(cut >= 9 + RESPONSE_BLOCK.len()),
-                "cut at {cut}"
-            );
+            assert_eq!(whole, usize::from(cut >= 9 + RESPONSE_BLOCK.len()), "cut at {cut}");
         }
         let mut rest = &bytes[..];
         let first = take_frame(&mut rest).unwrap();
-        assert_eq!(
-            first,
-            Frame {
-                kind: HEADERS,
-                flags: END_HEADERS,
-                stream: 7,
-                payload: RESPONSE_BLOCK
-            }
-        );
+        assert_eq!(first, Frame { kind: HEADERS, flags: END_HEADERS, stream: 7, payload: RESPONSE_BLOCK });
         assert_eq!(take_frame(&mut rest).unwrap().payload.len(), 300);
         assert!(rest.is_empty());
     }
 
     #[test]
     fn status_is_found_behind_size_updates_and_padding() {
-        let frame = |flags, payload| Frame {
-            kind: HEADERS,
-            flags,
-            stream: 1,
-            payload,
-        };
+        let frame = |flags, payload| Frame { kind: HEADERS, flags, stream: 1, payload };
         assert!(is_ok(&frame(END_HEADERS, b"\x88")));
         assert!(is_ok(&frame(END_HEADERS, b"\x20\x88\x0f")));
         assert!(is_ok(&frame(PADDED | PRIORITY, b"\x01\0\0\0\0\0\x88\0")));
@@ -397,14 +318,7 @@ mod tests {
         let to = listener.local_addr().unwrap();
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
-        closed_loop(
-            to,
-            100,
-            Arc::clone(&done),
-            Instant::now() + Duration::from_millis(100),
-        )
-        .await
-        .unwrap();
+        closed_loop(to, 100, Arc::clone(&done), Instant::now() + Duration::from_millis(100)).await.unwrap();
         assert!(done.load(Ordering::Relaxed) > 200);
     }
 }

@@ -53,11 +53,7 @@ impl Sample {
 /// Starts the three backends on this thread.
 pub(crate) async fn backends() -> Result<Ends> {
     let [h1, h2, tcp] = [listener()?, listener()?, listener()?];
-    let ends = Ends {
-        h1: h1.local_addr()?,
-        h2: h2.local_addr()?,
-        tcp: tcp.local_addr()?,
-    };
+    let ends = Ends { h1: h1.local_addr()?, h2: h2.local_addr()?, tcp: tcp.local_addr()? };
     tokio::spawn(h1::serve(h1));
     tokio::spawn(h2::serve(h2));
     tokio::spawn(tcp::serve(tcp));
@@ -74,13 +70,7 @@ fn listener() -> Result<TcpListener> {
 
 impl Load {
     /// Puts the load on `front`; after `warm` measures for `lasting` what process `pid` uses.
-    pub(crate) async fn run(
-        self,
-        front: Ends,
-        pid: u32,
-        warm: Duration,
-        lasting: Duration,
-    ) -> Result<Sample> {
+    pub(crate) async fn run(self, front: Ends, pid: u32, warm: Duration, lasting: Duration) -> Result<Sample> {
         let done = Arc::new(AtomicU64::new(0));
         // The measured part ends before the load does.
         let stop = Instant::now() + warm + lasting + Duration::from_millis(50);
@@ -99,14 +89,8 @@ impl Load {
             };
         }
         let me = std::process::id();
-        let look = || -> Result<_> {
-            Ok((
-                done.load(Ordering::Relaxed),
-                proc::cpu_time(pid)?,
-                proc::cpu_time(me)?,
-                Instant::now(),
-            ))
-        };
+        let look =
+            || -> Result<_> { Ok((done.load(Ordering::Relaxed), proc::cpu_time(pid)?, proc::cpu_time(me)?, Instant::now())) };
         tokio::time::sleep(warm).await;
         let before = look()?;
         tokio::time::sleep(lasting).await;
@@ -129,11 +113,7 @@ impl Load {
 
 /// HTTP/1.1 requests at a fixed rate over `connections`, whatever the peer does: latencies in nanoseconds from the intended
 /// starts, ascending.
-pub(crate) async fn open_loop(
-    to: SocketAddr,
-    connections: usize,
-    schedule: Schedule,
-) -> Result<Vec<u64>> {
+pub(crate) async fn open_loop(to: SocketAddr, connections: usize, schedule: Schedule) -> Result<Vec<u64>> {
     let backlog = Arc::new(Backlog::default());
     let mut clients = JoinSet::new();
     for _ in 0..connections {
@@ -152,11 +132,7 @@ pub(crate) async fn open_loop(
 }
 
 /// Releases the schedule to `clients` and gathers their latencies, ascending.
-pub(crate) async fn collect(
-    backlog: &Backlog,
-    schedule: Schedule,
-    mut clients: JoinSet<Result<Vec<u64>>>,
-) -> Result<Vec<u64>> {
+pub(crate) async fn collect(backlog: &Backlog, schedule: Schedule, mut clients: JoinSet<Result<Vec<u64>>>) -> Result<Vec<u64>> {
     backlog.release(schedule).await;
     let mut all = Vec::with_capacity(schedule.total() as usize);
     while let Some(outcome) = clients.join_next().await {
@@ -167,10 +143,7 @@ pub(crate) async fn collect(
 }
 
 /// Opens `count` connections, each of which makes one request and then stays.
-pub(crate) async fn hold(
-    to: SocketAddr,
-    count: usize,
-) -> Result<Vec<h1::Conn<tokio::net::TcpStream>>> {
+pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<Vec<h1::Conn<tokio::net::TcpStream>>> {
     let mut held = Vec::with_capacity(count);
     while held.len() < count {
         let batch = (count - held.len()).min(50);
@@ -206,14 +179,8 @@ pub(crate) struct Args {
 }
 
 fn parse(text: &str) -> Result<Load, String> {
-    let (kind, number) = text
-        .split_once('-')
-        .ok_or("expected KIND-N, for example h1-32")?;
-    let n: u32 = number
-        .parse()
-        .ok()
-        .filter(|n| (1..=10_000).contains(n))
-        .ok_or("N must be from 1 to 10000")?;
+    let (kind, number) = text.split_once('-').ok_or("expected KIND-N, for example h1-32")?;
+    let n: u32 = number.parse().ok().filter(|n| (1..=10_000).contains(n)).ok_or("N must be from 1 to 10000")?;
     match kind {
         "h1" => Ok(Load::H1(n as usize)),
         "h2" => Ok(Load::H2(n)),
@@ -230,10 +197,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
     let peer = Peer::start(args.peer, &args.binaries, cores, back).await?;
     eprintln!("{} is process {}", args.peer.name(), peer.pid());
     let lasting = Duration::from_secs_f64(args.seconds);
-    let sample = args
-        .load
-        .run(peer.front, peer.pid(), Duration::from_millis(300), lasting)
-        .await?;
+    let sample = args.load.run(peer.front, peer.pid(), Duration::from_millis(300), lasting).await?;
     println!(
         "{:.0} units/s; CPU of {}: {:.2} µs/unit ({:.0} % of a core); of generator and backend: {:.2} µs/unit; RSS {} KiB",
         sample.rate(),
@@ -264,19 +228,8 @@ mod tests {
         let back = backends().await.unwrap();
         let me = std::process::id();
         for load in [Load::H1(4), Load::H2(10), Load::Tcp(2), Load::Churn(2)] {
-            let sample = load
-                .run(
-                    back,
-                    me,
-                    Duration::from_millis(20),
-                    Duration::from_millis(100),
-                )
-                .await
-                .unwrap();
-            assert!(
-                sample.units > 10 && sample.cpu == sample.load_cpu,
-                "{load:?}: {sample:?}"
-            );
+            let sample = load.run(back, me, Duration::from_millis(20), Duration::from_millis(100)).await.unwrap();
+            assert!(sample.units > 10 && sample.cpu == sample.load_cpu, "{load:?}: {sample:?}");
             assert!(sample.wall >= Duration::from_millis(100));
         }
         let schedule = Schedule::new(500, Duration::from_millis(200));

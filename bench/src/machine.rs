@@ -40,8 +40,9 @@ impl Cores {
 fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
-    sched_setaffinity(Pid::from_raw(0), &set)
-        .with_context(|| format!("can't use core {core}: this machine may have fewer (two are needed); see --peer-core and --load-core"))
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| {
+        format!("can't use core {core}: this machine may have fewer (two are needed); see --peer-core and --load-core")
+    })
 }
 
 /// Allows as many descriptors as the hard limit does: thousands of connections are held open.
@@ -65,36 +66,18 @@ pub(crate) struct Machine {
 impl Machine {
     /// Looks around; what can't be found out is empty.
     pub(crate) fn look(cores: Cores) -> Self {
-        let read = |path: &str| {
-            std::fs::read_to_string(path)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let field = |text: &str, key: &str| -> String {
             let line = text.lines().find(|l| l.starts_with(key));
-            line.and_then(|l| l.split_once(':'))
-                .map(|(_, v)| v.trim().to_owned())
-                .unwrap_or_default()
+            line.and_then(|l| l.split_once(':')).map(|(_, v)| v.trim().to_owned()).unwrap_or_default()
         };
         let memory = field(&read("/proc/meminfo"), "MemTotal");
         Self {
             cpu: field(&read("/proc/cpuinfo"), "model name"),
-            cpus: read("/proc/cpuinfo")
-                .lines()
-                .filter(|l| l.starts_with("processor"))
-                .count(),
-            siblings_of_peer_core: read(&format!(
-                "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list",
-                cores.peer
-            )),
+            cpus: read("/proc/cpuinfo").lines().filter(|l| l.starts_with("processor")).count(),
+            siblings_of_peer_core: read(&format!("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cores.peer)),
             kernel: read("/proc/sys/kernel/osrelease"),
-            memory_mib: memory
-                .split(' ')
-                .next()
-                .and_then(|kib| kib.parse::<u64>().ok())
-                .unwrap_or(0)
-                / 1024,
+            memory_mib: memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024,
             load_average: read("/proc/loadavg"),
         }
     }

@@ -47,9 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = machine::raise_descriptor_limit().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match args.command {
                 Command::Proxy(args) => proxy::run(args).await,

@@ -18,10 +18,7 @@ impl Schedule {
     /// `rate` requests a second (at least one) for the length of `lasting`.
     pub(crate) fn new(rate: u64, lasting: Duration) -> Self {
         let rate = rate.max(1);
-        Self {
-            rate,
-            total: (lasting.as_secs_f64() * rate as f64).round() as u64,
-        }
+        Self { rate, total: (lasting.as_secs_f64() * rate as f64).round() as u64 }
     }
 
     /// How many requests there are.
@@ -39,10 +36,7 @@ impl Schedule {
     /// How many requests should have been started when `elapsed` has gone by.
     pub(crate) fn due(self, elapsed: Duration) -> u64 {
         let whole = elapsed.as_nanos() * u128::from(self.rate) / 1_000_000_000;
-        u64::try_from(whole)
-            .unwrap_or(u64::MAX)
-            .saturating_add(1)
-            .min(self.total)
+        u64::try_from(whole).unwrap_or(u64::MAX).saturating_add(1).min(self.total)
     }
 }
 
@@ -67,19 +61,12 @@ impl Backlog {
             }
             tokio::task::yield_now().await;
         }
-        self.queue
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .1 = true;
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1 = true;
         self.wake.notify_waiters();
     }
 
     fn push(&self, intended: Instant) {
-        self.queue
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .0
-            .push_back(intended);
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).0.push_back(intended);
         self.wake.notify_one();
     }
 
@@ -90,10 +77,7 @@ impl Backlog {
             // Before the look at the queue: what comes between the look and the await is not missed.
             woken.as_mut().enable();
             {
-                let mut queue = self
-                    .queue
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if let Some(intended) = queue.0.pop_front() {
                     return Some(intended);
                 }
@@ -149,18 +133,8 @@ mod tests {
         });
         backlog.release(schedule).await;
         let latencies = worker.await.unwrap();
-        assert_eq!(
-            latencies.len(),
-            50,
-            "every request was sent, none left out during the stall"
-        );
+        assert_eq!(latencies.len(), 50, "every request was sent, none left out during the stall");
         // A closed loop would have seen one slow request; here all that were due meanwhile are slow.
-        assert!(
-            latencies
-                .iter()
-                .filter(|l| **l > Duration::from_millis(5))
-                .count()
-                > 25
-        );
+        assert!(latencies.iter().filter(|l| **l > Duration::from_millis(5)).count() > 25);
     }
 }

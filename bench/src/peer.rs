@@ -45,11 +45,7 @@ pub(crate) struct Binaries {
     #[arg(long, value_name = "FILE", default_value = "target/dist/weft-proxy")]
     weft: PathBuf,
     /// Envoy.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "bench/.peers/python/envoy/_bin/envoy"
-    )]
+    #[arg(long, value_name = "FILE", default_value = "bench/.peers/python/envoy/_bin/envoy")]
     envoy: PathBuf,
     /// HAProxy.
     #[arg(long, value_name = "FILE", default_value = "/usr/sbin/haproxy")]
@@ -80,23 +76,13 @@ impl Binaries {
 
     /// What the executable says of its version, in one line.
     pub(crate) fn version(&self, kind: Kind) -> Result<String> {
-        let flag = if matches!(kind, Kind::Haproxy | Kind::Nginx) {
-            "-v"
-        } else {
-            "--version"
-        };
+        let flag = if matches!(kind, Kind::Haproxy | Kind::Nginx) { "-v" } else { "--version" };
         let output = Command::new(self.of(kind)?).arg(flag).output()?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        let line = text
-            .lines()
-            .map(str::trim)
-            .find(|line| !line.is_empty())
-            .unwrap_or("unknown");
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown");
         // Envoy: `PATH  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
-        let line = line.split_once("version: ").map_or(line, |(_, rest)| {
-            rest.split_once('/').map_or(rest, |(_, v)| v)
-        });
+        let line = line.split_once("version: ").map_or(line, |(_, rest)| rest.split_once('/').map_or(rest, |(_, v)| v));
         Ok(line.to_owned())
     }
 }
@@ -114,11 +100,7 @@ impl Ends {
     fn free() -> Result<Self> {
         let sockets = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0"));
         let [h1, h2, tcp] = sockets;
-        Ok(Self {
-            h1: h1?.local_addr()?,
-            h2: h2?.local_addr()?,
-            tcp: tcp?.local_addr()?,
-        })
+        Ok(Self { h1: h1?.local_addr()?, h2: h2?.local_addr()?, tcp: tcp?.local_addr()? })
     }
 }
 
@@ -134,25 +116,13 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Starts `kind` in front of `back` and waits until it serves.
-    pub(crate) async fn start(
-        kind: Kind,
-        binaries: &Binaries,
-        cores: Cores,
-        back: Ends,
-    ) -> Result<Self> {
+    pub(crate) async fn start(kind: Kind, binaries: &Binaries, cores: Cores, back: Ends) -> Result<Self> {
         let dir = process::folder()?;
         let front = Ends::free()?;
         let command = command(kind, binaries.of(kind)?, front, back, dir.path())?;
         let mut process = Process::start(command, cores, dir)?;
-        let startup = process
-            .ready(async || h1::probe(front.h1).await)
-            .await
-            .with_context(|| kind.name())?;
-        Ok(Self {
-            process,
-            front,
-            startup,
-        })
+        let startup = process.ready(async || h1::probe(front.h1).await).await.with_context(|| kind.name())?;
+        Ok(Self { process, front, startup })
     }
 
     /// Its process.
@@ -173,13 +143,7 @@ fn command(kind: Kind, binary: &Path, front: Ends, back: Ends, dir: &Path) -> Re
     let mut command = Command::new(std::fs::canonicalize(binary)?);
     match kind {
         Kind::Weft => command.arg("--config").arg(path),
-        Kind::Envoy => command.arg("-c").arg(path).args([
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "-l",
-            "error",
-        ]),
+        Kind::Envoy => command.arg("-c").arg(path).args(["--concurrency", "1", "--disable-hot-restart", "-l", "error"]),
         Kind::Haproxy => command.arg("-db").arg("-f").arg(path),
         Kind::Nginx => command.arg("-p").arg(dir).arg("-c").arg(path),
     };
@@ -189,14 +153,8 @@ fn command(kind: Kind, binary: &Path, front: Ends, back: Ends, dir: &Path) -> Re
 fn weft(front: Ends, back: Ends) -> Result<String> {
     let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut text = format!("workers: 1\nadmin: {admin}\nlisteners:\n");
-    for (protocol, front, back) in [
-        ("http1", front.h1, back.h1),
-        ("http2", front.h2, back.h2),
-        ("tcp", front.tcp, back.tcp),
-    ] {
-        text.push_str(&format!(
-            "- address: {front}\n  protocol: {protocol}\n  upstream: {back}\n"
-        ));
+    for (protocol, front, back) in [("http1", front.h1, back.h1), ("http2", front.h2, back.h2), ("tcp", front.tcp, back.tcp)] {
+        text.push_str(&format!("- address: {front}\n  direction: inbound\n  protocol: {protocol}\n  upstream: {back}\n"));
     }
     Ok(text)
 }
@@ -205,19 +163,12 @@ fn envoy(front: Ends, back: Ends) -> String {
     const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
     const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-    const OPTIONS: &str =
-        "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    const OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let mut listeners = String::new();
     let mut clusters = String::new();
-    for (name, front, back) in [
-        ("h1", front.h1, back.h1),
-        ("h2", front.h2, back.h2),
-        ("tcp", front.tcp, back.tcp),
-    ] {
+    for (name, front, back) in [("h1", front.h1, back.h1), ("h2", front.h2, back.h2), ("tcp", front.tcp, back.tcp)] {
         let filter = match name {
-            "tcp" => format!(
-                "{{name: tcp, typed_config: {{\"@type\": {TCP}, stat_prefix: tcp, cluster: tcp}}}}"
-            ),
+            "tcp" => format!("{{name: tcp, typed_config: {{\"@type\": {TCP}, stat_prefix: tcp, cluster: tcp}}}}"),
             _ => format!(
                 "{{name: http, typed_config: {{\"@type\": {HCM}, stat_prefix: {name}, codec_type: {}, \
                  route_config: {{virtual_hosts: [{{name: all, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {name}}}}}]}}]}}, \
@@ -246,11 +197,7 @@ fn envoy(front: Ends, back: Ends) -> String {
 }
 
 fn envoy_address(address: SocketAddr) -> String {
-    format!(
-        "{{socket_address: {{address: {}, port_value: {}}}}}",
-        address.ip(),
-        address.port()
-    )
+    format!("{{socket_address: {{address: {}, port_value: {}}}}}", address.ip(), address.port())
 }
 
 fn haproxy(front: Ends, back: Ends) -> String {
@@ -272,17 +219,9 @@ fn nginx(front: Ends, back: Ends, dir: &Path) -> String {
     let dir = dir.display();
     // Debian builds the module for raw TCP as a file of its own.
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-    let load = if Path::new(module).exists() {
-        format!("load_module {module};\n")
-    } else {
-        String::new()
-    };
+    let load = if Path::new(module).exists() { format!("load_module {module};\n") } else { String::new() };
     // Root would become `nobody`, who may not read the folder.
-    let user = if nix::unistd::geteuid().is_root() {
-        "user root;\n"
-    } else {
-        ""
-    };
+    let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
     format!(
         "{load}{user}daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr crit;\nworker_rlimit_nofile 20000;\n\
          events {{ worker_connections 12000; }}\n\

@@ -7,10 +7,8 @@ use std::time::Duration;
 /// clock tick, 10 ms on all usual kernels.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("can't read {path}: has the process ended?"))?;
-    let ticks = parse_stat(&text)
-        .with_context(|| format!("{path} is not in the form that proc(5) describes"))?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {path}: has the process ended?"))?;
+    let ticks = parse_stat(&text).with_context(|| format!("{path} is not in the form that proc(5) describes"))?;
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
 }
@@ -18,8 +16,7 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
 /// Resident memory of process `pid` in KiB.
 pub(crate) fn rss_kib(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("can't read {path}: has the process ended?"))?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {path}: has the process ended?"))?;
     parse_rss(&text).with_context(|| format!("{path} has no VmRSS"))
 }
 
@@ -44,8 +41,7 @@ mod tests {
 
     #[test]
     fn cpu_fields_are_found_behind_any_command_name() {
-        let line =
-            "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 900 0 3 0 123 45 7 8 20 0 1 0 900 1 2 3";
+        let line = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 900 0 3 0 123 45 7 8 20 0 1 0 900 1 2 3";
         assert_eq!(parse_stat(line), Some(168));
         assert_eq!(parse_stat("4711 (short) S 1 2"), None);
         assert_eq!(parse_stat("nothing"), None);
@@ -53,10 +49,7 @@ mod tests {
 
     #[test]
     fn resident_memory_is_read_in_kib() {
-        assert_eq!(
-            parse_rss("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t   68432 kB\n"),
-            Some(68432)
-        );
+        assert_eq!(parse_rss("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t   68432 kB\n"), Some(68432));
         assert_eq!(parse_rss("Name:\tkthread\n"), None);
     }
 
@@ -68,10 +61,7 @@ mod tests {
         let mut x = 1u64;
         while cpu_time(pid).unwrap() < before + Duration::from_millis(50) {
             x = std::hint::black_box(x.wrapping_mul(3));
-            assert!(
-                start.elapsed() < Duration::from_secs(20),
-                "CPU time stands still"
-            );
+            assert!(start.elapsed() < Duration::from_secs(20), "CPU time stands still");
         }
         assert!(rss_kib(pid).unwrap() > 100);
     }

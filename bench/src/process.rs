@@ -25,24 +25,12 @@ pub(crate) fn folder() -> Result<tempfile::TempDir> {
 
 impl Process {
     /// Starts `command`, whose files are in `dir`.
-    pub(crate) fn start(
-        mut command: Command,
-        cores: Cores,
-        dir: tempfile::TempDir,
-    ) -> Result<Self> {
+    pub(crate) fn start(mut command: Command, cores: Cores, dir: tempfile::TempDir) -> Result<Self> {
         let log = dir.path().join("log");
         let file = std::fs::File::create(&log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let started = Instant::now();
-        Ok(Self {
-            child: cores.spawn_peer(&mut command)?,
-            started,
-            log,
-            _dir: dir,
-        })
+        Ok(Self { child: cores.spawn_peer(&mut command)?, started, log, _dir: dir })
     }
 
     /// Its id.
@@ -51,10 +39,7 @@ impl Process {
     }
 
     /// Tries `probe` until it succeeds, and returns how long after exec that was.
-    pub(crate) async fn ready<T>(
-        &mut self,
-        mut probe: impl AsyncFnMut() -> Result<T>,
-    ) -> Result<Duration> {
+    pub(crate) async fn ready<T>(&mut self, mut probe: impl AsyncFnMut() -> Result<T>) -> Result<Duration> {
         loop {
             let outcome = probe().await;
             let after = self.started.elapsed();
@@ -63,14 +48,8 @@ impl Process {
             };
             let ended = self.child.try_wait()?;
             if ended.is_some() || after > PATIENCE {
-                let state = ended.map_or_else(
-                    || format!("does not serve after {after:.0?}"),
-                    |s| format!("ended with {s}"),
-                );
-                return Err(error.context(format!(
-                    "process {state}; its last words:\n{}",
-                    last_lines(&self.log, 8)
-                )));
+                let state = ended.map_or_else(|| format!("does not serve after {after:.0?}"), |s| format!("ended with {s}"));
+                return Err(error.context(format!("process {state}; its last words:\n{}", last_lines(&self.log, 8))));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -103,17 +82,9 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo first; echo no such port >&2; exit 3"]);
         let mut process = Process::start(command, ANY, folder().unwrap()).unwrap();
-        let error = process
-            .ready(async || -> Result<()> { bail!("not yet") })
-            .await
-            .unwrap_err();
+        let error = process.ready(async || -> Result<()> { bail!("not yet") }).await.unwrap_err();
         let text = format!("{error:#}");
-        assert!(
-            text.contains("exit status: 3")
-                && text.contains("no such port")
-                && text.contains("not yet"),
-            "{text}"
-        );
+        assert!(text.contains("exit status: 3") && text.contains("no such port") && text.contains("not yet"), "{text}");
     }
 
     #[tokio::test]

@@ -87,13 +87,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
         eprintln!("{}: {}", kind.name(), args.binaries.version(*kind)?);
     }
     let back = load::backends().await?;
-    let mut run = Run {
-        args: &args,
-        cores,
-        back,
-        results: Results::default(),
-        failures: Vec::new(),
-    };
+    let mut run = Run { args: &args, cores, back, results: Results::default(), failures: Vec::new() };
     for round in 0..args.rounds {
         if args.scenarios.contains(&Scenario::Latency) {
             let latencies = load::open_loop(back.h1, LATENCY_CONNECTIONS, run.schedule()).await;
@@ -110,9 +104,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
             }
         }
     }
-    let Run {
-        results, failures, ..
-    } = run;
+    let Run { results, failures, .. } = run;
     let report = Report::new(machine, versions, cores, args.rounds, results, failures);
     report.write(&args.out, "proxy")?;
     println!("{}", report.markdown());
@@ -135,10 +127,7 @@ impl Run<'_> {
     }
 
     fn schedule(&self) -> Schedule {
-        Schedule::new(
-            LATENCY_RATE,
-            Duration::from_secs_f64(self.args.latency_seconds),
-        )
+        Schedule::new(LATENCY_RATE, Duration::from_secs_f64(self.args.latency_seconds))
     }
 
     async fn memory(&mut self, kind: Kind) -> Result<()> {
@@ -149,8 +138,7 @@ impl Run<'_> {
         let size = std::fs::metadata(self.args.binaries.of(kind)?)?.len();
         self.results.add(Row::BinarySize, name, size as f64 / 1e6);
         let peer = Peer::start(kind, &self.args.binaries, self.cores, self.back).await?;
-        self.results
-            .add(Row::Startup, name, peer.startup.as_secs_f64() * 1e3);
+        self.results.add(Row::Startup, name, peer.startup.as_secs_f64() * 1e3);
         tokio::time::sleep(Duration::from_millis(500)).await;
         let idle = proc::rss_kib(peer.pid())?;
         let held = load::hold(peer.front.h1, IDLE_CONNECTIONS).await?;
@@ -159,21 +147,12 @@ impl Run<'_> {
         drop(held);
         self.results.add(Row::RssIdle, name, idle as f64 / 1024.0);
         self.results.add(Row::RssFull, name, full as f64 / 1024.0);
-        self.results.add(
-            Row::RssPerConnection,
-            name,
-            full.saturating_sub(idle) as f64 / IDLE_CONNECTIONS as f64,
-        );
+        self.results.add(Row::RssPerConnection, name, full.saturating_sub(idle) as f64 / IDLE_CONNECTIONS as f64);
         Ok(())
     }
 
     async fn loads(&mut self, kind: Kind) -> Result<()> {
-        let others = self
-            .args
-            .scenarios
-            .iter()
-            .copied()
-            .filter(|s| *s != Scenario::Memory);
+        let others = self.args.scenarios.iter().copied().filter(|s| *s != Scenario::Memory);
         let scenarios: Vec<Scenario> = others.collect();
         if scenarios.is_empty() {
             return Ok(());
@@ -182,11 +161,7 @@ impl Run<'_> {
         for scenario in scenarios {
             let start = Instant::now();
             if let Err(error) = self.scenario(kind, &peer, scenario).await {
-                self.fail(
-                    kind,
-                    &format!("{scenario:?} after {:.1} s", start.elapsed().as_secs_f64()),
-                    &error,
-                );
+                self.fail(kind, &format!("{scenario:?} after {:.1} s", start.elapsed().as_secs_f64()), &error);
             }
         }
         Ok(())
@@ -202,17 +177,14 @@ impl Run<'_> {
             Scenario::Tcp => (Load::Tcp(4), Row::TcpCpu, Row::TcpRate),
             Scenario::Churn => (Load::Churn(16), Row::ChurnCpu, Row::ChurnRate),
             Scenario::Latency => {
-                let latencies =
-                    load::open_loop(peer.front.h1, LATENCY_CONNECTIONS, self.schedule()).await?;
+                let latencies = load::open_loop(peer.front.h1, LATENCY_CONNECTIONS, self.schedule()).await?;
                 self.note_latency(name, &latencies);
                 return Ok(());
             }
             Scenario::Memory => return Ok(()),
         };
         let lasting = Duration::from_secs_f64(self.args.seconds);
-        let sample = load
-            .run(peer.front, peer.pid(), lasting.mul_f64(0.2), lasting)
-            .await?;
+        let sample = load.run(peer.front, peer.pid(), lasting.mul_f64(0.2), lasting).await?;
         if scenario == Scenario::Tcp {
             self.results.add(cpu, name, sample.cpu_per(1e9));
             self.results.add(rate, name, sample.rate() / 1e9);
@@ -221,11 +193,7 @@ impl Run<'_> {
             self.results.add(rate, name, sample.rate());
         }
         if scenario == Scenario::H1 {
-            self.results.add(
-                Row::LoadCpu,
-                name,
-                sample.load_cpu.as_secs_f64() * 1e6 / sample.units as f64,
-            );
+            self.results.add(Row::LoadCpu, name, sample.load_cpu.as_secs_f64() * 1e6 / sample.units as f64);
         }
         Ok(())
     }

@@ -66,11 +66,7 @@ impl Row {
             Self::H2Rate => ("h2_100_rate", "HTTP/2, 100 streams", "requests/s"),
             Self::ChurnRate => ("churn_rate", "connection churn", "connections/s"),
             Self::TcpRate => ("tcp_rate", "raw TCP", "GB/s"),
-            Self::LoadCpu => (
-                "load_cpu",
-                "(generator + backend in h1-32: CPU)",
-                "µs/request",
-            ),
+            Self::LoadCpu => ("load_cpu", "(generator + backend in h1-32: CPU)", "µs/request"),
         }
     }
 }
@@ -101,12 +97,7 @@ pub(crate) struct Results {
 impl Results {
     /// One more round's value.
     pub(crate) fn add(&mut self, row: Row, peer: &'static str, value: f64) {
-        self.values
-            .entry(row)
-            .or_default()
-            .entry(peer)
-            .or_default()
-            .push(value);
+        self.values.entry(row).or_default().entry(peer).or_default().push(value);
     }
 
     /// The value that was added last.
@@ -121,13 +112,7 @@ impl Results {
     fn ratio(&self, row: Row, above: &str, below: &str) -> Option<f64> {
         let below = self.median(row, below)?;
         // Added latency may be nothing or less than nothing on a noisy machine: no ratio then.
-        if below > 0.0 {
-            self.median(row, above)
-                .filter(|above| *above > 0.0)
-                .map(|above| above / below)
-        } else {
-            None
-        }
+        if below > 0.0 { self.median(row, above).filter(|above| *above > 0.0).map(|above| above / below) } else { None }
     }
 }
 
@@ -152,14 +137,7 @@ impl Report {
         results: Results,
         failures: Vec<String>,
     ) -> Self {
-        Self {
-            machine,
-            versions,
-            cores,
-            rounds,
-            results,
-            failures,
-        }
+        Self { machine, versions, cores, rounds, results, failures }
     }
 
     /// Whether no peer failed in any scenario.
@@ -173,8 +151,7 @@ impl Report {
         let json = format!("{:#}\n", self.json());
         for (extension, text) in [("json", json), ("md", self.markdown()), ("svg", self.svg())] {
             let path = dir.join(format!("{name}.{extension}"));
-            std::fs::write(&path, text)
-                .with_context(|| format!("can't write {}", path.display()))?;
+            std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
         }
         Ok(())
     }
@@ -183,10 +160,8 @@ impl Report {
         let mut rows = Map::new();
         for (row, peers) in &self.results.values {
             let (key, title, unit) = row.words();
-            let medians: Map<String, Value> = peers
-                .iter()
-                .map(|(peer, values)| ((*peer).to_owned(), json!(median(values))))
-                .collect();
+            let medians: Map<String, Value> =
+                peers.iter().map(|(peer, values)| ((*peer).to_owned(), json!(median(values)))).collect();
             rows.insert(
                 key.to_owned(),
                 json!({
@@ -196,11 +171,7 @@ impl Report {
                 }),
             );
         }
-        let peers: Map<String, Value> = self
-            .versions
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), json!(v)))
-            .collect();
+        let peers: Map<String, Value> = self.versions.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
         json!({
             "machine": self.machine, "cores": self.cores, "rounds": self.rounds, "peers": peers, "rows": rows,
             "failures": self.failures,
@@ -210,49 +181,26 @@ impl Report {
     /// The table, the goals, and what failed.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!("Median of {} interleaved rounds. ", self.rounds);
-        let versions: Vec<String> = self
-            .versions
-            .iter()
-            .map(|(name, version)| format!("{name}: `{version}`"))
-            .collect();
+        let versions: Vec<String> = self.versions.iter().map(|(name, version)| format!("{name}: `{version}`")).collect();
         out.push_str(&format!("{}.\n\n", versions.join(", ")));
         let names: Vec<&str> = self.versions.iter().map(|(name, _)| *name).collect();
-        out.push_str(&format!(
-            "| | unit | {} | Weft/Envoy | Envoy/Weft |\n",
-            names.join(" | ")
-        ));
-        out.push_str(&format!(
-            "|---|---|{}---:|---:|\n",
-            "---:|".repeat(names.len())
-        ));
+        out.push_str(&format!("| | unit | {} | Weft/Envoy | Envoy/Weft |\n", names.join(" | ")));
+        out.push_str(&format!("|---|---|{}---:|---:|\n", "---:|".repeat(names.len())));
         for row in self.results.values.keys() {
             let (_, title, unit) = row.words();
             out.push_str(&format!("| {title} | {unit} |"));
             for name in &names {
-                out.push_str(&format!(
-                    " {} |",
-                    self.results.median(*row, name).map_or("–".into(), number)
-                ));
+                out.push_str(&format!(" {} |", self.results.median(*row, name).map_or("–".into(), number)));
             }
             for (above, below) in [("weft", "envoy"), ("envoy", "weft")] {
                 let ratio = self.results.ratio(*row, above, below);
-                out.push_str(&format!(
-                    " {} |",
-                    ratio.map_or("–".into(), |r| format!("{r:.2}"))
-                ));
+                out.push_str(&format!(" {} |", ratio.map_or("–".into(), |r| format!("{r:.2}"))));
             }
             out.push('\n');
         }
         if let Some(direct) = self.results.median(Row::LatencyP999, "direct") {
-            let p50 = self
-                .results
-                .median(Row::LatencyP50, "direct")
-                .unwrap_or(0.0);
-            out.push_str(&format!(
-                "\nDirect way (no proxy) at 2,000/s: p50 {} µs, p99.9 {} µs.\n",
-                number(p50),
-                number(direct)
-            ));
+            let p50 = self.results.median(Row::LatencyP50, "direct").unwrap_or(0.0);
+            out.push_str(&format!("\nDirect way (no proxy) at 2,000/s: p50 {} µs, p99.9 {} µs.\n", number(p50), number(direct)));
         }
         out.push_str(&self.goals());
         for failure in &self.failures {
@@ -265,26 +213,15 @@ impl Report {
         let mut out = String::new();
         for (row, goal) in GOALS {
             let (measured, limit, of) = match goal {
-                Goal::OfEnvoy(limit) => (
-                    self.results.ratio(*row, "weft", "envoy"),
-                    limit,
-                    "of Envoy's",
-                ),
+                Goal::OfEnvoy(limit) => (self.results.ratio(*row, "weft", "envoy"), limit, "of Envoy's"),
                 Goal::AtMost(limit) => (self.results.median(*row, "weft"), limit, row.words().2),
             };
             let Some(measured) = measured else { continue };
             if out.is_empty() {
                 out.push_str("\nGoals:\n\n");
             }
-            let verdict = if measured <= *limit {
-                "reached"
-            } else {
-                "**missed**"
-            };
-            out.push_str(&format!(
-                "- {}: at most {limit} {of}, measured {measured:.2}: {verdict}\n",
-                row.words().1
-            ));
+            let verdict = if measured <= *limit { "reached" } else { "**missed**" };
+            out.push_str(&format!("- {}: at most {limit} {of}, measured {measured:.2}: {verdict}\n", row.words().1));
         }
         out
     }
@@ -313,23 +250,13 @@ impl Report {
                 .filter_map(|(peer, _)| {
                     let value = self.results.median(*row, peer)?;
                     let length = self.results.ratio(*row, peer, "envoy")?;
-                    Some(svg::Bar {
-                        name: peer,
-                        length,
-                        label: format!("{} {unit}", number(value)),
-                    })
+                    Some(svg::Bar { name: peer, length, label: format!("{} {unit}", number(value)) })
                 })
                 .collect();
-            (!bars.is_empty()).then(|| svg::Group {
-                title: title.to_owned(),
-                bars,
-            })
+            (!bars.is_empty()).then(|| svg::Group { title: title.to_owned(), bars })
         });
         let groups: Vec<svg::Group> = groups.collect();
-        svg::bars(
-            "Cost of one hop relative to Envoy (shorter is better)",
-            &groups,
-        )
+        svg::bars("Cost of one hop relative to Envoy (shorter is better)", &groups)
     }
 }
 
@@ -359,45 +286,18 @@ mod tests {
         results.add(Row::AddedP50, "weft", -1.0);
         results.add(Row::AddedP50, "envoy", 0.0);
         let cores = Cores { peer: 0, load: 1 };
-        let versions = vec![
-            ("weft", "weft-proxy 1 <x>".to_owned()),
-            ("envoy", "envoy 2".to_owned()),
-        ];
-        Report::new(
-            Machine::look(cores),
-            versions,
-            cores,
-            3,
-            results,
-            vec!["envoy, Tcp: broke".into()],
-        )
+        let versions = vec![("weft", "weft-proxy 1 <x>".to_owned()), ("envoy", "envoy 2".to_owned())];
+        Report::new(Machine::look(cores), versions, cores, 3, results, vec!["envoy, Tcp: broke".into()])
     }
 
     #[test]
     fn medians_and_ratios_stand_in_the_table() {
         let text = report().markdown();
-        assert!(
-            text.contains(
-                "| HTTP/1.1, 32 connections: CPU | µs/request | 12.0 | 40.0 | 0.30 | 3.33 |"
-            ),
-            "{text}"
-        );
-        assert!(
-            text.contains("| RSS idle | MiB | 9.00 | – | – | – |"),
-            "{text}"
-        );
-        assert!(
-            text.contains("| added to the direct way: p50 | µs | -1.00 | 0.000 | – | – |"),
-            "{text}"
-        );
-        assert!(
-            text.contains("at most 0.35 of Envoy's, measured 0.30: reached"),
-            "{text}"
-        );
-        assert!(
-            text.contains("at most 8 MiB, measured 9.00: **missed**"),
-            "{text}"
-        );
+        assert!(text.contains("| HTTP/1.1, 32 connections: CPU | µs/request | 12.0 | 40.0 | 0.30 | 3.33 |"), "{text}");
+        assert!(text.contains("| RSS idle | MiB | 9.00 | – | – | – |"), "{text}");
+        assert!(text.contains("| added to the direct way: p50 | µs | -1.00 | 0.000 | – | – |"), "{text}");
+        assert!(text.contains("at most 0.35 of Envoy's, measured 0.30: reached"), "{text}");
+        assert!(text.contains("at most 8 MiB, measured 9.00: **missed**"), "{text}");
         assert!(text.contains("Failed: envoy, Tcp: broke"), "{text}");
         assert!(!report().is_complete());
     }
@@ -419,13 +319,7 @@ mod tests {
 
     #[test]
     fn numbers_have_three_digits() {
-        for (value, text) in [
-            (0.1234, "0.123"),
-            (1.234, "1.23"),
-            (12.34, "12.3"),
-            (123.4, "123"),
-            (45678.0, "45678"),
-        ] {
+        for (value, text) in [(0.1234, "0.123"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (45678.0, "45678")] {
             assert_eq!(number(value), text);
         }
     }

@@ -31,15 +31,7 @@ mod tests {
     #[test]
     fn percentiles_are_nearest_rank() {
         let thousand: Vec<u64> = (1..=1000).collect();
-        for (percent, expected) in [
-            (0.0, 1),
-            (0.1, 1),
-            (50.0, 500),
-            (99.0, 990),
-            (99.9, 999),
-            (99.91, 1000),
-            (100.0, 1000),
-        ] {
+        for (percent, expected) in [(0.0, 1), (0.1, 1), (50.0, 500), (99.0, 990), (99.9, 999), (99.91, 1000), (100.0, 1000)] {
             assert_eq!(percentile(&thousand, percent), expected, "p{percent}");
         }
         assert_eq!(percentile(&[7], 99.9), 7);

@@ -33,19 +33,12 @@ pub(crate) fn bars(title: &str, groups: &[Group<'_>]) -> String {
     let mut y = 44.0;
     for group in groups {
         y += 16.0;
-        body.push_str(&format!(
-            "<text x=\"{LEFT}\" y=\"{y}\" class=\"g\">{}</text>\n",
-            escape(&group.title)
-        ));
+        body.push_str(&format!("<text x=\"{LEFT}\" y=\"{y}\" class=\"g\">{}</text>\n", escape(&group.title)));
         y += 6.0;
         for bar in &group.bars {
             let cut = bar.length.clamp(0.0, LONGEST);
             let width = (cut * UNIT).max(1.0);
-            let more = if bar.length > LONGEST {
-                format!(" ({:.1}×)", bar.length)
-            } else {
-                String::new()
-            };
+            let more = if bar.length > LONGEST { format!(" ({:.1}×)", bar.length) } else { String::new() };
             body.push_str(&format!(
                 "<text x=\"{:.1}\" y=\"{:.1}\" class=\"n\">{}</text>\
                  <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"11\" fill=\"{}\"/>\
@@ -84,10 +77,7 @@ fn colour(name: &str) -> &'static str {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -99,21 +89,9 @@ mod tests {
         let group = Group {
             title: "a < b & c".into(),
             bars: vec![
-                Bar {
-                    name: "weft",
-                    length: 0.5,
-                    label: "5 µs".into(),
-                },
-                Bar {
-                    name: "envoy",
-                    length: 1.0,
-                    label: "10 µs".into(),
-                },
-                Bar {
-                    name: "slow",
-                    length: 9.0,
-                    label: "90 µs".into(),
-                },
+                Bar { name: "weft", length: 0.5, label: "5 µs".into() },
+                Bar { name: "envoy", length: 1.0, label: "10 µs".into() },
+                Bar { name: "slow", length: 9.0, label: "90 µs".into() },
             ],
         };
         let text = bars("chart", &[group]);

@@ -16,22 +16,13 @@ const CHUNK: usize = 256 * 1024;
 
 /// Reads from one connection until `stop`; adds the number of bytes to `done`.
 pub(crate) async fn drain(to: SocketAddr, done: Arc<AtomicU64>, stop: Instant) -> Result<()> {
-    let stream = TcpStream::connect(to)
-        .await
-        .with_context(|| format!("can't connect to {to}"))?;
+    let stream = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
     // MSG_TRUNC discards up to the buffer's length; its contents stay as they are.
     let mut buf = vec![0; 4 * CHUNK];
     while Instant::now() < stop {
-        tokio::time::timeout(Duration::from_secs(10), stream.readable())
-            .await
-            .context("no bytes for 10 s")??;
+        tokio::time::timeout(Duration::from_secs(10), stream.readable()).await.context("no bytes for 10 s")??;
         let outcome = stream.try_io(Interest::READABLE, || {
-            recv(
-                stream.as_raw_fd(),
-                &mut buf,
-                MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT,
-            )
-            .map_err(Into::into)
+            recv(stream.as_raw_fd(), &mut buf, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT).map_err(Into::into)
         });
         match outcome {
             Ok(0) => bail!("the stream ended, although the backend sends for ever"),
@@ -70,13 +61,7 @@ mod tests {
         let to = listener.local_addr().unwrap();
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
-        drain(
-            to,
-            Arc::clone(&done),
-            Instant::now() + Duration::from_millis(100),
-        )
-        .await
-        .unwrap();
+        drain(to, Arc::clone(&done), Instant::now() + Duration::from_millis(100)).await.unwrap();
         assert!(done.load(Ordering::Relaxed) > CHUNK as u64);
     }
 
@@ -85,10 +70,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         tokio::spawn(async move { drop(listener.accept().await) });
-        assert!(
-            drain(to, Arc::default(), Instant::now() + Duration::from_secs(5))
-                .await
-                .is_err()
-        );
+        assert!(drain(to, Arc::default(), Instant::now() + Duration::from_secs(5)).await.is_err());
     }
 }

@@ -63,56 +63,28 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
     let dir = process::folder()?;
     let manifests = dir.path().join("manifests");
     std::fs::create_dir(&manifests)?;
-    std::fs::write(
-        manifests.join("namespaces.yaml"),
-        namespaces(args.namespaces),
-    )?;
+    std::fs::write(manifests.join("namespaces.yaml"), namespaces(args.namespaces))?;
     let bundle = dir.path().join("root.pem");
     let [webhook, control, metrics] = free_ports()?;
-    let binary = std::fs::canonicalize(&args.control).with_context(|| {
-        format!(
-            "{}: build weft-control first, or see --control",
-            args.control.display()
-        )
-    })?;
+    let binary = std::fs::canonicalize(&args.control)
+        .with_context(|| format!("{}: build weft-control first, or see --control", args.control.display()))?;
     let mut command = Command::new(binary);
-    command
-        .arg("--manifests")
-        .arg(&manifests)
-        .arg("--trust-bundle-out")
-        .arg(&bundle);
-    command
-        .arg("--config")
-        .arg(dir.path().join("none.yaml"))
-        .args(["--log-level", "warn"]);
-    for (flag, port) in [
-        ("--webhook-port", webhook),
-        ("--control-port", control),
-        ("--metrics-port", metrics),
-    ] {
+    command.arg("--manifests").arg(&manifests).arg("--trust-bundle-out").arg(&bundle);
+    command.arg("--config").arg(dir.path().join("none.yaml")).args(["--log-level", "warn"]);
+    for (flag, port) in [("--webhook-port", webhook), ("--control-port", control), ("--metrics-port", metrics)] {
         command.args([flag, &port.port().to_string()]);
     }
     let mut process = Process::start(command, cores, dir)?;
-    let startup = process
-        .ready(async || is_ready(metrics).await)
-        .await
-        .context("weft-control")?;
+    let startup = process.ready(async || is_ready(metrics).await).await.context("weft-control")?;
     let pid = process.pid();
 
-    let requests: Arc<Vec<Vec<u8>>> =
-        Arc::new((0..args.namespaces.min(200)).map(request).collect());
+    let requests: Arc<Vec<Vec<u8>>> = Arc::new((0..args.namespaces.min(200)).map(request).collect());
     let tls = tls(&bundle)?;
-    let first = connect(&tls, webhook)
-        .await?
-        .exchange(&requests[0])
-        .await
-        .map(check)?;
+    let first = connect(&tls, webhook).await?.exchange(&requests[0]).await.map(check)?;
     first.context("the first review")?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let rss_idle = proc::rss_kib(pid)?;
-    open_loop(&args, &tls, webhook, &requests, 1.0)
-        .await
-        .context("warming up")?;
+    open_loop(&args, &tls, webhook, &requests, 1.0).await.context("warming up")?;
     let (cpu, start) = (proc::cpu_time(pid)?, Instant::now());
     let latencies = open_loop(&args, &tls, webhook, &requests, args.seconds).await?;
     let (cpu, wall) = (proc::cpu_time(pid)?.saturating_sub(cpu), start.elapsed());
@@ -147,8 +119,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
     });
     std::fs::create_dir_all(&args.out)?;
     let path = args.out.join("webhook.json");
-    std::fs::write(&path, format!("{report:#}\n"))
-        .with_context(|| format!("can't write {}", path.display()))?;
+    std::fs::write(&path, format!("{report:#}\n")).with_context(|| format!("can't write {}", path.display()))?;
     Ok(true)
 }
 
@@ -176,47 +147,29 @@ async fn open_loop(
             Ok::<_, anyhow::Error>(latencies)
         });
     }
-    load::collect(
-        &backlog,
-        Schedule::new(args.rate, Duration::from_secs_f64(seconds)),
-        clients,
-    )
-    .await
+    load::collect(&backlog, Schedule::new(args.rate, Duration::from_secs_f64(seconds)), clients).await
 }
 
 async fn is_ready(metrics: SocketAddr) -> Result<()> {
     let mut conn = h1::Conn::connect(metrics).await?;
-    conn.exchange(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        .await
-        .map(drop)
+    conn.exchange(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\n\r\n").await.map(drop)
 }
 
-async fn connect(
-    tls: &Arc<rustls::ClientConfig>,
-    to: SocketAddr,
-) -> Result<h1::Conn<TlsStream<TcpStream>>> {
-    let stream = TcpStream::connect(to)
-        .await
-        .with_context(|| format!("can't connect to {to}"))?;
+async fn connect(tls: &Arc<rustls::ClientConfig>, to: SocketAddr) -> Result<h1::Conn<TlsStream<TcpStream>>> {
+    let stream = TcpStream::connect(to).await.with_context(|| format!("can't connect to {to}"))?;
     stream.set_nodelay(true)?;
     let connector = tokio_rustls::TlsConnector::from(Arc::clone(tls));
-    let stream = connector
-        .connect(ServerName::try_from("localhost")?, stream)
-        .await
-        .context("TLS to the webhook")?;
+    let stream = connector.connect(ServerName::try_from("localhost")?, stream).await.context("TLS to the webhook")?;
     Ok(h1::Conn::over(stream, 128 * 1024))
 }
 
 fn tls(bundle: &Path) -> Result<Arc<rustls::ClientConfig>> {
     let mut roots = rustls::RootCertStore::empty();
-    for certificate in
-        CertificateDer::pem_file_iter(bundle).with_context(|| format!("{}", bundle.display()))?
-    {
+    for certificate in CertificateDer::pem_file_iter(bundle).with_context(|| format!("{}", bundle.display()))? {
         roots.add(certificate?)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?;
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
@@ -256,7 +209,8 @@ fn request(i: usize) -> Vec<u8> {
 fn review(i: usize) -> Value {
     let namespace = format!("team-{i}");
     let probe = |path: &str| json!({"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3});
-    let token = json!({"name": "kube-api-access-x7k2p", "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"});
+    let token =
+        json!({"name": "kube-api-access-x7k2p", "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"});
     let container = |name: &str, port: u16| {
         json!({
             "name": name, "image": format!("registry.example.com/{namespace}/{name}:1.4.2"), "imagePullPolicy": "IfNotPresent",
@@ -330,18 +284,14 @@ struct Response<'a> {
 
 /// The answer must admit the pod with a patch: a webhook that skips is quick, and not what is measured.
 fn check(body: &[u8]) -> Result<()> {
-    let answer: Answer<'_> =
-        serde_json::from_slice(body).context("the answer is no AdmissionReview")?;
+    let answer: Answer<'_> = serde_json::from_slice(body).context("the answer is no AdmissionReview")?;
     let response = answer.response;
     if !response.uid.starts_with("7f3c1c1e-")
         || !response.allowed
         || response.patch_type != "JSONPatch"
         || response.patch.len() < 200
     {
-        bail!(
-            "not injected: {}",
-            String::from_utf8_lossy(&body[..body.len().min(600)])
-        );
+        bail!("not injected: {}", String::from_utf8_lossy(&body[..body.len().min(600)]));
     }
     Ok(())
 }
@@ -363,19 +313,12 @@ mod tests {
 
     #[test]
     fn only_an_injected_pod_counts() {
-        let answer = |response: Value| {
-            json!({"apiVersion": "admission.k8s.io/v1", "response": response}).to_string()
-        };
+        let answer = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "response": response}).to_string();
         let patch = "W".repeat(300);
-        let good =
-            json!({"uid": uid(1), "allowed": true, "patchType": "JSONPatch", "patch": patch});
+        let good = json!({"uid": uid(1), "allowed": true, "patchType": "JSONPatch", "patch": patch});
         check(answer(good.clone()).as_bytes()).unwrap();
-        for (key, value) in [
-            ("allowed", json!(false)),
-            ("patch", json!("")),
-            ("uid", json!("other")),
-            ("patchType", json!("x")),
-        ] {
+        for (key, value) in [("allowed", json!(false)), ("patch", json!("")), ("uid", json!("other")), ("patchType", json!("x"))]
+        {
             let mut bad = good.clone();
             bad[key] = value;
             assert!(check(answer(bad).as_bytes()).is_err(), "{key}");
