@@ -14,7 +14,7 @@ pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         "kube=warn",
         "kube_client=warn",
         "kube_client::client::builder=off",
-        "kube_runtime=warn",
+        "kube_runtime=warn", "kube_runtime::watcher=error",
         "hyper=warn",
         "h2=warn",
         "rustls=warn",
