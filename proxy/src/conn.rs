@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 /// Which way a connection goes, seen from the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From elsewhere to the app.
     Inbound,

@@ -1,5 +1,11 @@
 //! One completion record per request and per connection, built once when it ends, feeds everything that observes.
 
+mod recorder;
+mod series;
+
+pub use recorder::{Open, Recorder};
+pub use series::Metrics;
+
 use crate::conn::Downstream;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -103,13 +109,30 @@ pub struct ConnectionRecord {
     pub sent: u64,
 }
 
-/// A worker's part of the telemetry: takes records, updates series. Cheap; no lock.
-#[derive(Debug, Default)]
-pub struct Recorder {}
+/// What a connection turned out to speak: the label `protocol` of `weft_proxy_connections_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Detected {
+    /// HTTP/1 (or HTTP of a version that is told later).
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// TLS of the app, passed through.
+    Tls,
+    /// Opaque.
+    Tcp,
+    /// Opaque, and the server spoke first.
+    ServerFirst,
+}
 
-impl Recorder {
-    /// Counts a request that is over.
-    pub fn request(&self, record: &RequestRecord) {
-        let _ = record;
+impl Detected {
+    /// As the label spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+            Self::ServerFirst => "server-first",
+        }
     }
 }

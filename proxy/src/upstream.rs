@@ -1,11 +1,14 @@
 //! Connections from the proxy to where a client wanted to go.
 
-use crate::conn::Downstream;
+use crate::conn::{Direction, Downstream};
+use crate::settings::{Mode, Settings};
+use crate::sys;
 use crate::telemetry::Flag;
 use crate::worker::Worker;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpStream;
+use weft_api::names;
 
 /// How a connection is made: also what connections in a pool are alike by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,17 +45,70 @@ impl ConnectError {
 
 /// How to go where the client of `down` wanted to go.
 pub fn plan(worker: &Worker, down: &Downstream) -> Plan {
-    let _ = worker;
-    Plan { target: down.original.0, source: None }
+    let target = down.original.0;
+    let source = (down.direction == Direction::Inbound && !down.fixed).then(|| match (worker.settings.mode, target) {
+        (Mode::Tproxy, _) => down.peer.ip(),
+        (Mode::Redirect, SocketAddr::V4(_)) => names::PASSTHROUGH_V4.into(),
+        (Mode::Redirect, SocketAddr::V6(_)) => names::PASSTHROUGH_V6.into(),
+    });
+    Plan { target, source }
+}
+
+/// Whether a connection to `target` would come back to one of our own listeners: the port is one of theirs, and the address
+/// is this pod's. A listener whose upstream is fixed only counts by its exact address.
+pub fn loops(settings: &Settings, target: SocketAddr) -> bool {
+    settings.listeners.iter().any(|listener| {
+        if listener.address.port() != target.port() {
+            return false;
+        }
+        let ip = target.ip();
+        let own = ip.is_loopback() || ip.is_unspecified() || settings.identity.addresses.contains(&ip);
+        listener.address.ip() == ip || listener.address.ip().is_unspecified() && own
+    })
 }
 
 /// Connects, within the connect timeout, with `TCP_NODELAY`.
 pub async fn connect(worker: &Worker, plan: &Plan) -> Result<TcpStream, ConnectError> {
-    let connecting = TcpStream::connect(plan.target);
-    let stream = match tokio::time::timeout(worker.settings.timeouts.connect, connecting).await {
-        Err(_) => return Err(ConnectError::Timeout(plan.target)),
-        Ok(result) => result.map_err(|error| ConnectError::Io(plan.target, error))?,
+    let target = plan.target;
+    if loops(&worker.settings, target) {
+        worker.recorder.loop_refused();
+        return Err(ConnectError::Loop(target));
+    }
+    let failed = |error: io::Error| {
+        worker.recorder.connect_failed();
+        ConnectError::Io(target, error)
     };
-    stream.set_nodelay(true).map_err(|error| ConnectError::Io(plan.target, error))?;
-    Ok(stream)
+    let socket = sys::dialer(target, plan.source, worker.settings.mode).map_err(failed)?;
+    match tokio::time::timeout(worker.settings.timeouts.connect, socket.connect(target)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => {
+            worker.recorder.connect_failed();
+            Err(ConnectError::Timeout(target))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::env;
+
+    #[test]
+    fn only_the_proxy_itself_loops() {
+        let pod = |name: &str| (name == weft_api::env::POD_IPS).then(|| "10.0.0.7,fd00::7".to_owned());
+        let settings = env::read(pod, None).unwrap();
+        for (target, expected) in [
+            ("10.0.0.7:15001", true),
+            ("10.0.0.7:15006", true),
+            ("[fd00::7]:15006", true),
+            ("127.0.0.1:15001", true),
+            ("[::1]:15001", true),
+            ("10.0.0.7:8080", false),
+            ("10.0.0.8:15006", false),
+            ("10.0.0.7:15020", false),
+        ] {
+            assert_eq!(loops(&settings, target.parse().unwrap()), expected, "{target}");
+        }
+    }
 }

@@ -1,0 +1,178 @@
+//! A worker's part of the telemetry: takes records, updates series. It keeps the handles of the combinations that it has met,
+//! so that a record costs a look-up in a small map of its own and no lock.
+
+use super::series::{Metrics, RequestSeries, TcpSeries};
+use super::{ConnectionRecord, Detected, Flag, RequestProtocol, RequestRecord};
+use crate::conn::{Direction, Downstream};
+use crate::inbound::Config;
+use arc_swap::ArcSwap;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct RequestKey {
+    direction: Direction,
+    port: u16,
+    protocol: RequestProtocol,
+    code: u16,
+    grpc: Option<u8>,
+    flag: Option<Flag>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct TcpKey {
+    direction: Direction,
+    port: u16,
+    flag: Option<Flag>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Recorder {
+    metrics: Arc<Metrics>,
+    generation: Cell<u64>,
+    requests: RefCell<HashMap<RequestKey, RequestSeries>>,
+    tcp: RefCell<HashMap<TcpKey, TcpSeries>>,
+    kinds: RefCell<HashMap<(Direction, Detected), Counter>>,
+    open: [Gauge; 2],
+}
+
+impl Default for Recorder {
+    /// One whose series nobody scrapes.
+    fn default() -> Self {
+        Self::new(Arc::new(Metrics::new(Arc::new(ArcSwap::from_pointee(Config::default())))))
+    }
+}
+
+/// An open connection: the gauge goes down when it is dropped.
+#[derive(Debug)]
+pub struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Recorder {
+    /// A worker's recorder into these series.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let open = [Direction::Inbound, Direction::Outbound]
+            .map(|d| metrics.open.get_or_create_owned(&vec![("direction", d.as_str().to_owned())]));
+        Self {
+            generation: Cell::new(metrics.generation()),
+            metrics,
+            requests: RefCell::default(),
+            tcp: RefCell::default(),
+            kinds: RefCell::default(),
+            open,
+        }
+    }
+
+    /// A connection is open until the value is dropped.
+    pub fn opened(&self, direction: Direction) -> Open {
+        let gauge = self.open[usize::from(direction == Direction::Outbound)].clone();
+        gauge.inc();
+        Open(gauge)
+    }
+
+    /// It is known what a connection speaks.
+    pub fn connection_kind(&self, direction: Direction, kind: Detected) {
+        let mut kinds = self.kinds.borrow_mut();
+        let counter = kinds.entry((direction, kind)).or_insert_with(|| {
+            let labels = vec![("direction", direction.as_str().to_owned()), ("protocol", kind.as_str().to_owned())];
+            self.metrics.connections.get_or_create_owned(&labels)
+        });
+        counter.inc();
+    }
+
+    /// A connection to the proxy itself was refused.
+    pub fn loop_refused(&self) {
+        self.metrics.loops.inc();
+    }
+
+    /// A destination could not be connected.
+    pub fn connect_failed(&self) {
+        self.metrics.connect_failures.inc();
+    }
+
+    /// Lets go of handles that are no longer the right ones.
+    fn refresh(&self) {
+        let now = self.metrics.generation();
+        if self.generation.replace(now) != now {
+            self.requests.borrow_mut().clear();
+            self.tcp.borrow_mut().clear();
+        }
+    }
+
+    /// Counts a request that is over.
+    pub fn request(&self, record: &RequestRecord) {
+        self.refresh();
+        let key = RequestKey {
+            direction: record.downstream.direction,
+            port: port(&record.downstream),
+            protocol: record.protocol,
+            code: record.code,
+            // Codes above 16 are not gRPC's.
+            grpc: record.grpc_status.map(|s| u8::try_from(s).ok().filter(|s| *s <= 16).unwrap_or(2)),
+            flag: record.flag,
+        };
+        let mut requests = self.requests.borrow_mut();
+        let series = requests.entry(key).or_insert_with(|| self.metrics.request_series(&self.request_labels(&key)));
+        series.total.inc();
+        series.duration.observe(record.duration.as_secs_f64() * 1000.0);
+        series.request_bytes.observe(record.request_bytes as f64);
+        series.response_bytes.observe(record.response_bytes as f64);
+        series.touched.store(true, Ordering::Relaxed);
+    }
+
+    fn request_labels(&self, key: &RequestKey) -> super::series::Labels {
+        let protocol = match key.protocol {
+            RequestProtocol::Http => "http",
+            RequestProtocol::Grpc => "grpc",
+        };
+        let mut labels = self.metrics.labels(key.direction, key.port, protocol);
+        labels.push(("response_code", key.code.to_string()));
+        labels.push(("grpc_response_status", key.grpc.map(|s| s.to_string()).unwrap_or_default()));
+        labels.push(("response_flags", key.flag.map_or("-", Flag::as_str).into()));
+        labels
+    }
+
+    fn with_tcp(&self, down: &Downstream, flag: Option<Flag>, count: impl FnOnce(&TcpSeries)) {
+        self.refresh();
+        let key = TcpKey { direction: down.direction, port: port(down), flag };
+        let mut tcp = self.tcp.borrow_mut();
+        let series = tcp.entry(key).or_insert_with(|| {
+            let mut labels = self.metrics.labels(key.direction, key.port, "tcp");
+            labels.push(("response_flags", key.flag.map_or("-", Flag::as_str).into()));
+            self.metrics.tcp_series(&labels)
+        });
+        count(series);
+        series.touched.store(true, Ordering::Relaxed);
+    }
+
+    /// An opaque connection is open.
+    pub fn tcp_opened(&self, down: &Downstream) {
+        self.with_tcp(down, None, |series| {
+            series.opened.inc();
+        });
+    }
+
+    /// Counts an opaque connection that is over.
+    pub fn connection(&self, record: &ConnectionRecord) {
+        self.with_tcp(&record.downstream, record.flag, |series| {
+            series.closed.inc();
+            series.received.inc_by(record.received);
+            series.sent.inc_by(record.sent);
+        });
+    }
+}
+
+/// The app's port; an outbound one is no label.
+fn port(down: &Downstream) -> u16 {
+    if down.direction == Direction::Inbound { down.original.0.port() } else { 0 }
+}
