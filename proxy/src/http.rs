@@ -10,6 +10,7 @@
 //! a 503, one that breaks the protocol a 502, each with a flag that the metrics carry too (`reply`).
 
 mod body;
+mod cork;
 mod forward;
 mod headers;
 mod pool;
@@ -275,6 +276,7 @@ async fn linger(mut io: Prefixed<TcpStream>) {
 
 async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>) {
     let hop = Hop::new(Rc::clone(&worker), down, Wire::H2, None);
+    let (io, cork) = cork::cork(io);
     let service = service_fn(move |request| forward::handle(request, Rc::clone(&hop), None));
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -291,7 +293,16 @@ async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let ended: Result<(), hyper::Error> = until_drained(&worker, connection.as_mut(), http2::Connection::graceful_shutdown).await;
+    let mut serving = pin!(until_drained(&worker, connection.as_mut(), http2::Connection::graceful_shutdown));
+    let ended: Result<(), hyper::Error> = poll_fn(|cx| {
+        loop {
+            let polled = serving.as_mut().poll(cx);
+            if !cork.pull(cx) || polled.is_ready() {
+                return polled;
+            }
+        }
+    })
+    .await;
     if let Err(error) = ended {
         tracing::debug!(peer = %down.peer, %error, "an HTTP/2 connection ended with an error");
     }
