@@ -199,9 +199,9 @@ pub(crate) fn answer(query: &[u8], limit: usize, find: impl Fn(&str) -> Option<V
 
 /// Opens the sockets in the node's namespace and serves for as long as the process lives.
 pub(crate) fn start(node: &Arc<Node>) -> anyhow::Result<()> {
-    let address = (netns::DNS, 53).into();
+    let address = (netns::NODE, 53).into();
     let socket = netns::within(&node.netns, move || {
-        let socket = std::net::UdpSocket::bind((netns::DNS, 53))?;
+        let socket = std::net::UdpSocket::bind((netns::NODE, 53))?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     })?;

@@ -25,8 +25,6 @@ pub(crate) const API_PORT: u16 = 6443;
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 /// The same for IPv6.
 pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1);
-/// The Service address of the API server.
-pub(crate) const API: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The address of the name server.
 pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
@@ -121,7 +119,6 @@ pub(crate) fn create_node(netns: &str) -> anyhow::Result<()> {
     ip(&format!("-n {netns} link add br0 type bridge"))?;
     ip(&format!("-n {netns} addr add {GATEWAY}/16 dev br0"))?;
     ip(&format!("-n {netns} addr add {NODE}/32 dev lo"))?;
-    ip(&format!("-n {netns} addr add {DNS}/32 dev lo"))?;
     // Without IPv6 in the kernel pods have IPv4 only.
     let _ = ip(&format!("-6 -n {netns} addr add {GATEWAY6}/64 dev br0 nodad"));
     ip(&format!("-n {netns} link set br0 up"))?;

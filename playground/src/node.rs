@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use crate::apiserver::{Api, EventKind, PatchKind, resource};
-use crate::json::{digest, id, text};
+use crate::apiserver::{Api, EventKind, resource};
+use crate::json::text;
 use crate::mirror::Mirror;
 use crate::netns;
 use fields::Objects;
@@ -58,6 +58,7 @@ pub(crate) struct Node {
     configmaps: Arc<Mirror>,
     secrets: Arc<Mirror>,
     exe: PathBuf,
+    words: Vec<String>,
     pods: Mutex<HashMap<String, Entry>>,
     numbers: Mutex<BTreeSet<u16>>,
 }
@@ -70,9 +71,7 @@ impl Objects for Node {
 
 impl Node {
     /// Registers the node and begins to run pods.
-    pub(crate) async fn start(api: Api, dir: &Path, prefix: &str, netns: &str) -> anyhow::Result<Arc<Self>> {
-        let exe = std::env::current_exe()?;
-        let programs = exe.parent().map(Path::to_owned).unwrap_or_default();
+    pub(crate) async fn start(api: Api, dir: &Path, prefix: &str, netns: &str, programs: &Path) -> anyhow::Result<Arc<Self>> {
         let node = Arc::new(Self {
             services: Mirror::start(&api, &resource::SERVICES),
             slices: Mirror::start(&api, &resource::ENDPOINTSLICES),
@@ -81,8 +80,9 @@ impl Node {
             netns: netns.to_owned(),
             prefix: prefix.to_owned(),
             dir: dir.to_owned(),
-            programs,
-            exe,
+            programs: programs.to_owned(),
+            exe: std::env::current_exe()?,
+            words: crate::command::words_before_action(),
             pods: Mutex::default(),
             numbers: Mutex::default(),
             api,
@@ -162,34 +162,18 @@ impl Node {
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         serde_json::to_writer(file, spec)?;
         let mut command = Command::new(&self.exe);
-        command.args(["playground", "launch"]).arg(path).stdin(stdin).stdout(stdout).stderr(stderr).env_clear();
+        command.args(&self.words).arg("launch").arg(path).stdin(stdin).stdout(stdout).stderr(stderr).env_clear();
         command.process_group(0).spawn()
     }
 
-    /// Writes an event; the same one again only counts up.
-    pub(crate) async fn event(&self, object: &Value, kind: &str, reason: &str, message: &str) {
-        if object.is_null() {
+    /// Writes an event about a pod; the same one again only counts up.
+    pub(crate) async fn event(&self, pod: &Value, kind: &str, reason: &str, message: &str) {
+        if pod.is_null() {
             return;
         }
-        let (ns, name) = id(object);
-        let uid = text(object, "/metadata/uid");
-        let event = format!("{name}.{}", digest(&json!([uid, kind, reason, message])));
-        let now = crate::now();
-        let body = json!({
-            "metadata": {"name": event, "namespace": ns}, "type": kind, "reason": reason, "message": message, "count": 1,
-            "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": ns, "name": name, "uid": uid},
-            "source": {"component": "kubelet", "host": NAME}, "reportingComponent": "kubelet", "reportingInstance": NAME,
-            "firstTimestamp": now, "lastTimestamp": now,
-        });
-        match self.api.create(&resource::EVENTS, Some(&ns), body).await {
-            Err(e) if e.is_already_exists() => {
-                let old = self.api.get(&resource::EVENTS, Some(&ns), &event).await.unwrap_or_default();
-                let count = crate::json::number(&old, "/count", 1) + 1;
-                let patch = json!({"count": count, "lastTimestamp": now});
-                let _ = self.api.patch(&resource::EVENTS, Some(&ns), &event, None, PatchKind::Merge, patch).await;
-            }
-            _ => {}
-        }
+        let mut about = json!({"apiVersion": "v1", "kind": "Pod"});
+        about["metadata"] = pod["metadata"].clone();
+        crate::events::record(&self.api, "kubelet", &about, kind, reason, message).await;
     }
 }
 

@@ -90,8 +90,9 @@ fn load(netns: &str, rules: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps the rules current for as long as the process lives.
-pub(crate) async fn run(node: Arc<Node>) {
+/// Keeps the rules current for as long as the process lives. `first` is told when they are loaded for the first time.
+pub(crate) async fn run(node: Arc<Node>, first: tokio::sync::oneshot::Sender<()>) {
+    let mut first = Some(first);
     let (mut services, mut slices) = (node.services.changes(), node.slices.changes());
     let mut loaded = String::new();
     loop {
@@ -101,7 +102,12 @@ pub(crate) async fn run(node: Arc<Node>) {
         if wanted != loaded {
             let (netns, text) = (node.netns.clone(), wanted.clone());
             match tokio::task::spawn_blocking(move || load(&netns, &text)).await {
-                Ok(Ok(())) => loaded = wanted,
+                Ok(Ok(())) => {
+                    loaded = wanted;
+                    if let Some(first) = first.take() {
+                        let _ = first.send(());
+                    }
+                }
                 Ok(Err(e)) => tracing::error!("the rules for Service addresses can't be loaded, Services do not answer: {e:#}"),
                 Err(e) => tracing::error!("rules for Service addresses: {e}"),
             }

@@ -25,7 +25,8 @@ use super::container::{self, Container};
 use super::launch::Spec;
 use super::pod::Pod;
 use super::{Node, fields, image};
-use crate::apiserver::{Duplex, ExecRequest, ExecSession, LogOptions, NodeBackend, Status};
+use crate::apiserver::Status;
+use crate::apiserver::backend::{Duplex, ExecRequest, ExecSession, LogOptions, NodeBackend};
 use crate::json::{list, text};
 use crate::{netns, services, sys};
 
@@ -37,7 +38,7 @@ fn read_options(options: &LogOptions) -> Result<Option<Timestamp>, Status> {
     if let Some(time) = &options.since_time {
         return time.parse().map(Some).map_err(|e| Status::bad_request(format!("sinceTime: {e}")));
     }
-    Ok(options.since_seconds.and_then(|s| Timestamp::now().checked_sub(k8s_openapi::jiff::SignedDuration::from_secs(s)).ok()))
+    Ok(options.since_seconds.and_then(|s| crate::instant().checked_sub(k8s_openapi::jiff::SignedDuration::from_secs(s)).ok()))
 }
 
 /// One line of a log file as it is delivered.

@@ -10,7 +10,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -401,7 +400,7 @@ async fn pump(source: impl AsyncRead + Unpin, stream: &'static str, log: Arc<Mut
             Ok(0) | Err(_) => return,
             Ok(_) => {
                 let whole = line.last() == Some(&b'\n');
-                let mut out = format!("{:.9} {stream} {} ", Timestamp::now(), if whole { 'F' } else { 'P' }).into_bytes();
+                let mut out = format!("{:.9} {stream} {} ", crate::instant(), if whole { 'F' } else { 'P' }).into_bytes();
                 out.extend_from_slice(&line);
                 if !whole {
                     out.push(b'\n');

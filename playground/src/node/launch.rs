@@ -22,10 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
-/// Where a container finds the workspace's programs.
-pub(crate) const BIN: &str = "/opt/weft/bin";
 /// `PATH` of a container that sets none.
-pub(crate) const PATH: &str = "/opt/weft/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/opt/weft/bin:/opt/weft/names:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What of the machine's `/etc` a container sees.
 const ETC: [&str; 15] = [
     "alternatives", "ca-certificates", "ssl", "pki", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "protocols", "services", "ethertypes",
@@ -223,7 +221,7 @@ fn build_root(spec: &Spec) -> anyhow::Result<()> {
         }
     }
     for (name, mode) in [("etc", 0o755), ("tmp", 0o1777), ("run", 0o755), ("var/log", 0o755), ("var/run", 0o755), ("var/tmp", 0o1777), ("root", 0o700),
-        ("home", 0o755), ("proc", 0o755), ("sys", 0o755), ("dev/pts", 0o755), ("dev/shm", 0o1777), ("opt/weft/bin", 0o755)]
+        ("home", 0o755), ("proc", 0o755), ("sys", 0o755), ("dev/pts", 0o755), ("dev/shm", 0o1777), ("opt/weft/bin", 0o755), ("opt/weft/names", 0o755)]
     {
         let path = root.join(name);
         fs::create_dir_all(&path)?;
@@ -241,6 +239,8 @@ fn build_root(spec: &Spec) -> anyhow::Result<()> {
     }
     fs::write(root.join("etc/nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")?;
     bind(&spec.programs, &root.join("opt/weft/bin"), true)?;
+    // As in the image of the samples, where the client goes by its own name.
+    std::os::unix::fs::symlink("../bin/weft-sample", root.join("opt/weft/names/client")).context("link")?;
     devices(root)?;
     mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, none).context("mount /proc")?;
     if !spec.privileged {
@@ -278,6 +278,5 @@ fn devices(root: &Path) -> anyhow::Result<()> {
         std::os::unix::fs::symlink(target, root.join("dev").join(name))?;
     }
     mount(Some("tmpfs"), &root.join("dev/shm"), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, none).context("mount /dev/shm")?;
-    let _ = none;
     Ok(())
 }

@@ -95,7 +95,8 @@ impl Pod {
 
     /// Writes an event about this pod.
     pub(crate) async fn event(&self, kind: &str, reason: &str, message: &str) {
-        self.node.event(&self.object.borrow().clone(), kind, reason, message).await;
+        let object = self.object.borrow().clone();
+        self.node.event(&object, kind, reason, message).await;
     }
 
     /// The object with the addresses that the status may not have yet.
@@ -327,6 +328,12 @@ async fn terminate(pod: &Arc<Pod>, grace: Duration) {
     futures::future::join_all(stops).await;
 }
 
+/// Waits until the pod is being deleted, or gone from the API.
+async fn told_to_go(pod: &Pod) {
+    let mut object = pod.object.clone();
+    let _ = object.wait_for(|o| o.is_null() || !text(o, "/metadata/deletionTimestamp").is_empty()).await;
+}
+
 /// Runs a pod until it is gone. This is the whole of its task.
 pub(crate) async fn run(pod: Arc<Pod>) {
     let publisher = {
@@ -340,25 +347,20 @@ pub(crate) async fn run(pod: Arc<Pod>) {
             }
         })
     };
-    let mut object = pod.object.clone();
-    let mut deleted = object.clone();
-    let deletion = async {
-        let _ = deleted.wait_for(|o| o.is_null() || !text(o, "/metadata/deletionTimestamp").is_empty()).await;
-    };
     tokio::select! {
-        () = deletion => {}
+        () = told_to_go(&pod) => {}
         end = live(&pod) => {
             // No main container is left: the sidecars go, and the pod has ended.
-            let grace = number(&object.borrow(), "/spec/terminationGracePeriodSeconds", 30).max(0) as u64;
+            let grace = number(&pod.object.borrow(), "/spec/terminationGracePeriodSeconds", 30).max(0) as u64;
             terminate(&pod, Duration::from_secs(grace)).await;
             let _ = pod.end.set(end);
             pod.publish().await;
             let releasing = pod.clone();
             let _ = tokio::task::spawn_blocking(move || releasing.release()).await;
-            let _ = object.wait_for(|o| o.is_null() || !text(o, "/metadata/deletionTimestamp").is_empty()).await;
+            told_to_go(&pod).await;
         }
     }
-    let grace = match &**object.borrow() {
+    let grace = match &**pod.object.borrow() {
         Value::Null => 0,
         o => number(o, "/metadata/deletionGracePeriodSeconds", 30).max(0) as u64,
     };

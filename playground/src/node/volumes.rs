@@ -57,7 +57,7 @@ fn from_object(files: &mut Files, objects: &impl Objects, ns: &str, secret: bool
     let mut data = fields::data(&object, secret);
     let items = list(source, "/items");
     if items.is_empty() {
-        files.extend(data.into_iter().map(|(key, value)| (key, (value, default))));
+        files.extend(data.iter().map(|(key, value)| (key.clone(), (value.clone(), default))));
     }
     for item in items {
         let key = text(item, "/key");
