@@ -96,7 +96,8 @@ impl Cluster {
     /// It doesn't start: the message has its output.
     pub async fn playground(dir: &Path, keep: bool) -> anyhow::Result<Self> {
         let playground = Playground { dir: dir.to_owned(), keep };
-        let out = Command::new(binary("weft")).args(["playground", "up", "--dir"]).arg(dir).output().context("weft playground up")?;
+        let out =
+            Command::new(binary("weft")).args(["playground", "up", "--dir"]).arg(dir).output().context("weft playground up")?;
         if !out.status.success() {
             bail!("weft playground up failed:\n{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         }
@@ -143,7 +144,8 @@ impl Cluster {
         ensure!(out.status.success(), "weft install: {}", String::from_utf8_lossy(&out.stderr));
         self.apply(&String::from_utf8(out.stdout)?, "default").await?;
         self.rolled_out("weft-system", "weft-control").await?;
-        let webhooks: Api<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let webhooks: Api<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration> =
+            Api::all(self.client.clone());
         eventually("the webhook's caBundle", PATIENCE, async || {
             let hook = webhooks.get("weft-injector").await?;
             let ready = hook.webhooks.iter().flatten().all(|w| w.client_config.ca_bundle.is_some());
@@ -186,8 +188,9 @@ impl Cluster {
         let types = object.types.clone().context("no apiVersion and kind")?;
         let name = object.name_any();
         let what = format!("{} {name}", types.kind);
-        let (resource, capabilities) =
-            kube::discovery::pinned_kind(&self.client, &GroupVersionKind::try_from(&types)?).await.with_context(|| what.clone())?;
+        let (resource, capabilities) = kube::discovery::pinned_kind(&self.client, &GroupVersionKind::try_from(&types)?)
+            .await
+            .with_context(|| what.clone())?;
         let api: Api<DynamicObject> = match capabilities.scope {
             Scope::Cluster => Api::all_with(self.client.clone(), &resource),
             Scope::Namespaced => {
@@ -279,7 +282,8 @@ impl Cluster {
         for pod in pods.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default() {
             let status = pod.status.clone().unwrap_or_default();
             text.push_str(&format!("pod/{} {}\n", pod.name_any(), status.phase.unwrap_or_default()));
-            let states = status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten());
+            let states =
+                status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten());
             for state in states {
                 text.push_str(&format!("  {} ready={} restarts={} ", state.name, state.ready, state.restart_count));
                 text.push_str(&serde_json::to_string(&state.state).unwrap_or_default());
@@ -393,7 +397,11 @@ pub fn containers(pod: &Pod) -> Vec<(String, bool)> {
 ///
 /// # Errors
 /// The last failure, when the time is over.
-pub async fn eventually(what: &str, within: Duration, mut attempt: impl AsyncFnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub async fn eventually(
+    what: &str,
+    within: Duration,
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         match attempt().await {

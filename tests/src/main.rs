@@ -1,5 +1,8 @@
 //! `weft-demo`: the guide's story on the playground, told to a person. Exits with 0 only if all of it really happened.
 
+// One future on the main thread: its size is no matter.
+#![allow(clippy::large_futures)]
+
 use anyhow::ensure;
 use clap::Parser;
 use std::io::Write as _;
@@ -43,20 +46,25 @@ async fn step<T>(command: &str, work: impl Future<Output = anyhow::Result<T>>) -
 
 async fn tell(args: &Args) -> anyhow::Result<()> {
     let namespace = "default";
-    println!("Weft's demo: a playground (a cluster in a box: real pods in network namespaces, no Kubernetes), the mesh, and the guide's story.");
+    println!(
+        "Weft's demo: a playground (a cluster in a box: real pods in network namespaces, no Kubernetes), the mesh, and the guide's story."
+    );
 
-    let cluster = step(&format!("weft playground up --dir {}", args.dir.display()), Cluster::playground(&args.dir, args.keep)).await?;
+    let cluster =
+        step(&format!("weft playground up --dir {}", args.dir.display()), Cluster::playground(&args.dir, args.keep)).await?;
     step("weft install | kubectl apply -f -", cluster.install(&[])).await?;
-    step(
-        "kubectl apply -f manifests/samples/go-app.yaml -f manifests/samples/frontend.yaml",
-        story::deploy(&cluster, namespace),
-    )
-    .await?;
+    step("kubectl apply -f manifests/samples/go-app.yaml -f manifests/samples/frontend.yaml", story::deploy(&cluster, namespace))
+        .await?;
     let before = show_pods(&cluster, namespace).await?;
     ensure!(before.iter().all(|p| !p.meshed), "a pod is in the mesh although nothing asked for it");
 
-    step("kubectl annotate namespace default inject=enabled", cluster.annotate_namespace(namespace, "inject", Some("enabled"))).await?;
-    step("kubectl rollout restart deployment/go-app deployment/go-app-v2 deployment/frontend", story::restart(&cluster, namespace)).await?;
+    step("kubectl annotate namespace default inject=enabled", cluster.annotate_namespace(namespace, "inject", Some("enabled")))
+        .await?;
+    step(
+        "kubectl rollout restart deployment/go-app deployment/go-app-v2 deployment/frontend",
+        story::restart(&cluster, namespace),
+    )
+    .await?;
     let after = show_pods(&cluster, namespace).await?;
     ensure!(after.iter().all(|p| p.meshed && p.ready == 2 && p.all == 2), "not every pod is 2/2 with its sidecar");
 
@@ -83,7 +91,9 @@ async fn tell(args: &Args) -> anyhow::Result<()> {
         println!("  kubectl get pods -o wide");
         println!("  kubectl describe pod -l app=go-app");
         println!("  kubectl logs deployment/frontend -c weft-proxy");
-        println!("  kubectl port-forward deployment/frontend 15020 & curl -s localhost:15020/stats/prometheus | grep istio_requests_total");
+        println!(
+            "  kubectl port-forward deployment/frontend 15020 & curl -s localhost:15020/stats/prometheus | grep istio_requests_total"
+        );
         println!("  weft playground down --dir {}", args.dir.display());
     } else {
         println!("`make demo KEEP=1` leaves it running, for kubectl and for you.");

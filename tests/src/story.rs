@@ -121,7 +121,8 @@ pub async fn redirection(cluster: &Cluster, namespace: &str) -> anyhow::Result<S
 pub async fn probes(cluster: &Cluster, namespace: &str) -> anyhow::Result<Vec<(String, u16)>> {
     let mut results = Vec::new();
     for pod in cluster.pods(namespace, "app=go-app").await? {
-        let (status, _) = cluster.get(namespace, &pod.name_any(), weft_api::names::ADMIN_PORT, "/app-health/go-app/readyz").await?;
+        let (status, _) =
+            cluster.get(namespace, &pod.name_any(), weft_api::names::ADMIN_PORT, "/app-health/go-app/readyz").await?;
         results.push((pod.name_any(), status));
     }
     Ok(results)

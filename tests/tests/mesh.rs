@@ -1,6 +1,8 @@
 //! What a meshed pod must do: speak every protocol through the mesh, keep going without the control plane, be refused for a
 //! user's mistake and for nothing else, end when its job is done.
 
+#![allow(clippy::large_futures)]
+
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -38,7 +40,8 @@ async fn every_protocol_passes_through_the_mesh() -> anyhow::Result<()> {
     let pod = echo(&cluster, &ns).await?;
 
     let out = call(&cluster, &ns, &pod, &["http://echo/a%20path?q=1", "-H", "X-One:1", "-H", "X-One:2", "--method=POST"]).await?;
-    for line in ["StatusCode=200", "Method=POST", "RequestHeader=X-One:1", "RequestHeader=X-One:2", "Proto=HTTP/1.1", "Host=echo"] {
+    for line in ["StatusCode=200", "Method=POST", "RequestHeader=X-One:1", "RequestHeader=X-One:2", "Proto=HTTP/1.1", "Host=echo"]
+    {
         assert!(out.contains(line), "{line} is missing:\n{out}");
     }
     assert!(out.contains("/a%20path?q=1"), "the path is passed on as it is:\n{out}");
@@ -51,7 +54,9 @@ async fn every_protocol_passes_through_the_mesh() -> anyhow::Result<()> {
     assert_eq!(out.matches("StatusCode=200").count(), 20, "{out}");
 
     let samples = cluster.metrics(&ns, &pod).await?;
-    for (reporter, protocol, at_least) in [("source", "http", 21.0), ("destination", "http", 21.0), ("source", "grpc", 1.0), ("destination", "grpc", 1.0)] {
+    for (reporter, protocol, at_least) in
+        [("source", "http", 21.0), ("destination", "http", 21.0), ("source", "grpc", 1.0), ("destination", "grpc", 1.0)]
+    {
         let n = metrics::sum(&samples, "istio_requests_total", &[("reporter", reporter), ("request_protocol", protocol)]);
         assert!(n >= at_least, "{reporter} has counted {n} {protocol} requests");
     }
@@ -144,7 +149,8 @@ async fn a_job_ends_and_its_init_container_is_in_the_mesh_too() -> anyhow::Resul
     let (cluster, ns) = start("job").await?;
     echo(&cluster, &ns).await?;
     let image = cluster.sample_image();
-    let client = |name: &str, path: &str| json!({"name": name, "image": image, "args": ["client", format!("http://echo/{path}")]});
+    let client =
+        |name: &str, path: &str| json!({"name": name, "image": image, "args": ["client", format!("http://echo/{path}")]});
     let jobs: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(cluster.client.clone(), &ns);
     let job = serde_json::from_value(json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},

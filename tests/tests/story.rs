@@ -1,5 +1,7 @@
 //! The guide's story from `kubectl annotate` to the last byte.
 
+#![allow(clippy::large_futures)]
+
 use weft_tests::{Cluster, cluster::containers, story};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +25,10 @@ async fn annotate_restart_and_every_request_is_counted_on_both_sides() -> anyhow
 
     // The app is what logs and exec mean by default.
     for pod in cluster.pods(namespace, "app=go-app").await? {
-        assert_eq!(pod.metadata.annotations.as_ref().and_then(|a| a.get("kubectl.kubernetes.io/default-container")).unwrap(), "go-app");
+        assert_eq!(
+            pod.metadata.annotations.as_ref().and_then(|a| a.get("kubectl.kubernetes.io/default-container")).unwrap(),
+            "go-app"
+        );
         assert!(containers(&pod).iter().all(|(_, ready)| *ready));
     }
 

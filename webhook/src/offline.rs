@@ -98,12 +98,9 @@ impl Offline {
     }
 
     fn inject_object(&self, object: &Value, line: &mut Line) -> Option<Value> {
-        let pointer = match workload::pod_pointer(object) {
-            Some(pointer) => pointer,
-            None => {
-                line.done = Done::Skipped(Reason::NotAPod);
-                return None;
-            }
+        let Some(pointer) = workload::pod_pointer(object) else {
+            line.done = Done::Skipped(Reason::NotAPod);
+            return None;
         };
         let Some(pod) = object.pointer(pointer).filter(|p| p.get("spec").is_some_and(Value::is_object)) else {
             line.done = Done::Skipped(Reason::NoPodTemplate);

@@ -89,7 +89,7 @@ fn first(editor: &mut Editor, context: Context<'_>, options: &Options, warnings:
 
     let mut rewritten = Rewritten::default();
     if options.rewrite_probes {
-        rewrite_probes(editor, &mut rewritten);
+        rewrite_probes(editor, options.native, &mut rewritten);
     }
     let merge = if options.merge_metrics { scrape::merge(editor.doc()) } else { None };
     let (kind, name) = match context.workload {
@@ -175,7 +175,7 @@ fn again(editor: &mut Editor, mut status: Status, options: &Options, warnings: &
         return;
     }
     let mut rewritten = Rewritten::default();
-    rewrite_probes(editor, &mut rewritten);
+    rewrite_probes(editor, options.native, &mut rewritten);
     warnings.extend(rewritten.warnings);
     let Some(path) = place(editor.doc(), names::PROXY_CONTAINER).filter(|_| !rewritten.probes.is_empty()) else { return };
     let Some(mut proxy) = editor.doc().pointer(&path).cloned() else { return };
@@ -192,8 +192,11 @@ fn env_of<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
     all.iter().find(|e| e.get("name").and_then(Value::as_str) == Some(name))?.get("value")?.as_str()
 }
 
-fn rewrite_probes(editor: &mut Editor, out: &mut Rewritten) {
-    for list in [INIT_CONTAINERS, CONTAINERS] {
+/// Without a native sidecar the proxy starts after the init containers: a probe of one of those (a native sidecar of the
+/// user's) that waited for the proxy would keep the pod from ever starting, so it stays as it is.
+fn rewrite_probes(editor: &mut Editor, native: bool, out: &mut Rewritten) {
+    let lists: &[&str] = if native { &[INIT_CONTAINERS, CONTAINERS] } else { &[CONTAINERS] };
+    for list in lists {
         let count = editor.doc().pointer(list).and_then(Value::as_array).map_or(0, Vec::len);
         for i in 0..count {
             let path = format!("{list}/{i}");

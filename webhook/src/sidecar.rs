@@ -96,7 +96,7 @@ pub fn proxy(options: &Options, settings: &Settings, facts: &PodFacts<'_>) -> Co
             run_as_non_root: Some(!transparent),
             run_as_user: Some(if transparent { 0 } else { names::PROXY_UID.into() }),
             run_as_group: Some(names::PROXY_GID.into()),
-            seccomp_profile: seccomp(),
+            seccomp_profile: Some(seccomp()),
             ..SecurityContext::default()
         }),
         termination_message_policy: Some("FallbackToLogsOnError".into()),
@@ -126,7 +126,7 @@ pub fn init(options: &Options, settings: &Settings, run_as: RunAs) -> Container 
             run_as_non_root: Some(false),
             run_as_user: Some(0),
             run_as_group: Some(0),
-            seccomp_profile: seccomp(),
+            seccomp_profile: Some(seccomp()),
             ..SecurityContext::default()
         }),
         termination_message_policy: Some("FallbackToLogsOnError".into()),
@@ -308,8 +308,8 @@ fn mount(name: &str, path: &str) -> VolumeMount {
     VolumeMount { name: name.into(), mount_path: path.into(), read_only: Some(true), ..VolumeMount::default() }
 }
 
-fn seccomp() -> Option<SeccompProfile> {
-    Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None })
+fn seccomp() -> SeccompProfile {
+    SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }
 }
 
 fn requirements(resources: &Resources) -> Option<ResourceRequirements> {
@@ -317,5 +317,5 @@ fn requirements(resources: &Resources) -> Option<ResourceRequirements> {
         (!m.is_empty()).then(|| m.iter().map(|(k, v)| (k.clone(), Quantity(v.clone()))).collect::<BTreeMap<_, _>>())
     };
     let (requests, limits) = (map(&resources.requests), map(&resources.limits));
-    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements { requests, limits, claims: None })
+    (requests.is_some() || limits.is_some()).then_some(ResourceRequirements { requests, limits, claims: None })
 }

@@ -14,7 +14,11 @@ struct Known;
 impl Namespaces for Known {
     fn get<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<NamespaceFacts>>, LookupError>> {
         let found = match name {
-            "on" => Ok(Some(Arc::new(NamespaceFacts { name: name.into(), annotations: [("inject".to_owned(), "enabled".to_owned())].into(), ..NamespaceFacts::default() }))),
+            "on" => Ok(Some(Arc::new(NamespaceFacts {
+                name: name.into(),
+                annotations: [("inject".to_owned(), "enabled".to_owned())].into(),
+                ..NamespaceFacts::default()
+            }))),
             "off" => Ok(Some(Arc::new(NamespaceFacts { name: name.into(), ..NamespaceFacts::default() }))),
             "unreadable" => Err(LookupError { name: name.into(), cause: "no answer".into() }),
             "panic" => panic!("as the test asked for"),
@@ -52,7 +56,10 @@ async fn start() -> (std::net::SocketAddr, Seen, Arc<prometheus_client::registry
 
 async fn post(addr: std::net::SocketAddr, content: &str, body: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    let head = format!("POST /inject?timeout=5s HTTP/1.1\r\nhost: x\r\ncontent-type: {content}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "POST /inject?timeout=5s HTTP/1.1\r\nhost: x\r\ncontent-type: {content}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let _ = stream.write_all(body).await;
     let mut answer = Vec::new();
@@ -79,7 +86,10 @@ async fn ask(addr: std::net::SocketAddr, review: &Value) -> Value {
 async fn reviews_are_answered() {
     let (addr, seen, registry) = start().await;
     let answer = ask(addr, &review("on", json!({}))).await;
-    assert_eq!((&answer["apiVersion"], &answer["response"]["uid"], &answer["response"]["allowed"]), (&json!("admission.k8s.io/v1"), &json!("u-1"), &json!(true)));
+    assert_eq!(
+        (&answer["apiVersion"], &answer["response"]["uid"], &answer["response"]["allowed"]),
+        (&json!("admission.k8s.io/v1"), &json!("u-1"), &json!(true))
+    );
     assert_eq!(answer["response"]["patchType"], "JSONPatch");
     let answer = ask(addr, &review("off", json!({}))).await;
     assert_eq!(answer["response"], json!({"uid": "u-1", "allowed": true}));
@@ -100,7 +110,14 @@ async fn reviews_are_answered() {
 
     let outcomes = seen.0.lock().unwrap();
     let told: Vec<_> = outcomes.iter().take(3).map(|o| (o.decided, o.reason)).collect();
-    assert_eq!(told, [(Decided::Inject, Reason::NamespaceEnabled), (Decided::Skip, Reason::NotEnabled), (Decided::Refuse, Reason::BadAnnotation)]);
+    assert_eq!(
+        told,
+        [
+            (Decided::Inject, Reason::NamespaceEnabled),
+            (Decided::Skip, Reason::NotEnabled),
+            (Decided::Refuse, Reason::BadAnnotation)
+        ]
+    );
     assert!(outcomes[0].dry_run && outcomes[0].pod == "p-*");
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -149,7 +166,9 @@ async fn a_panic_in_one_request_takes_nothing_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once() {
     let (addr, _, _) = start().await;
-    let all: Vec<_> = (0..200).map(|i| tokio::spawn(async move { ask(addr, &review(if i % 2 == 0 { "on" } else { "off" }, json!({}))).await })).collect();
+    let all: Vec<_> = (0..200)
+        .map(|i| tokio::spawn(async move { ask(addr, &review(if i % 2 == 0 { "on" } else { "off" }, json!({}))).await }))
+        .collect();
     for (i, one) in all.into_iter().enumerate() {
         assert_eq!(one.await.unwrap()["response"]["patch"].is_string(), i % 2 == 0);
     }

@@ -52,7 +52,14 @@ fn every_document_comes_out_in_its_place() {
     let out = offline().inject(STREAM);
     assert_eq!(
         lines(&out),
-        ["service/web skipped: not-a-pod", "deployment/web injected", "pod/host skipped: host-network", "cronjob/nightly injected", "configmap/c skipped: not-a-pod", "statefulset/db injected"]
+        [
+            "service/web skipped: not-a-pod",
+            "deployment/web injected",
+            "pod/host skipped: host-network",
+            "cronjob/nightly injected",
+            "configmap/c skipped: not-a-pod",
+            "statefulset/db injected"
+        ]
     );
     assert!(out.is_fine());
     let (before, after) = (yaml::split(STREAM), yaml::split(&out.text));
@@ -90,7 +97,8 @@ fn a_second_injection_changes_not_a_byte() {
 
 #[test]
 fn namespaces_among_the_manifests_count() {
-    let stream = format!("{STREAM}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{inject: disabled}}}}\n");
+    let stream =
+        format!("{STREAM}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{inject: disabled}}}}\n");
     let mut offline = offline();
     offline.note_namespaces(&stream);
     assert_eq!(lines(&offline.inject(&stream))[1], "deployment/web skipped: namespace-disabled");
@@ -108,7 +116,8 @@ fn a_mistake_is_told_and_loses_nothing() {
 
 #[test]
 fn kinds_without_a_template_are_said() {
-    let out = offline().inject("apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {name: r}\nspec: {workloadRef: {name: x}}\n");
+    let out = offline()
+        .inject("apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {name: r}\nspec: {workloadRef: {name: x}}\n");
     assert_eq!(lines(&out), ["rollout/r skipped: no-pod-template"]);
     let list = json!({"apiVersion": "apps/v1", "kind": "DeploymentList", "items": []});
     assert!(offline().inject(&yaml::write(&list).unwrap()).is_fine());

@@ -2,12 +2,20 @@ use super::*;
 use serde_json::json;
 
 fn read(pod: Value, namespace: Option<&NamespaceFacts>) -> Result<Options, Vec<Refusal>> {
-    Options::read(&json!({"metadata": {"annotations": pod}, "spec": {"containers": [{"name": "a", "ports": [{"name": "db", "containerPort": 5432}]}]}}),
-        namespace, &Settings::default(), ClusterFacts { native_sidecars: true, ..ClusterFacts::default() })
+    Options::read(
+        &json!({"metadata": {"annotations": pod}, "spec": {"containers": [{"name": "a", "ports": [{"name": "db", "containerPort": 5432}]}]}}),
+        namespace,
+        &Settings::default(),
+        ClusterFacts { native_sidecars: true, ..ClusterFacts::default() },
+    )
 }
 
 fn namespace(pairs: &[(&str, &str)]) -> NamespaceFacts {
-    NamespaceFacts { name: "n".into(), annotations: pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(), ..NamespaceFacts::default() }
+    NamespaceFacts {
+        name: "n".into(),
+        annotations: pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        ..NamespaceFacts::default()
+    }
 }
 
 #[test]
@@ -29,7 +37,10 @@ fn aliases_mean_the_same_and_ours_win() {
     let istio = json!({"sidecar.istio.io/proxyCPU": "100m", "sidecar.istio.io/nativeSidecar": "false", "traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.0/8",
         "traffic.sidecar.istio.io/excludeInterfaces": "eth1"});
     let options = read(istio, None).unwrap();
-    assert_eq!((options.native, options.outbound_cidrs.to_string().as_str(), options.resources.requests["cpu"].as_str()), (false, "10.0.0.0/8", "100m"));
+    assert_eq!(
+        (options.native, options.outbound_cidrs.to_string().as_str(), options.resources.requests["cpu"].as_str()),
+        (false, "10.0.0.0/8", "100m")
+    );
     assert_eq!(options.exclude_interfaces, ["eth1"]);
 }
 
@@ -37,7 +48,10 @@ fn aliases_mean_the_same_and_ours_win() {
 fn a_namespace_speaks_for_its_pods_until_they_speak_themselves() {
     let ns = namespace(&[("weft.mesh/exclude-outbound-ports", "3306"), ("config.linkerd.io/opaque-ports", "db,nope")]);
     let options = read(json!({}), Some(&ns)).unwrap();
-    assert_eq!((options.exclude_outbound_ports.to_string().as_str(), options.opaque_ports.to_string().as_str()), ("3306", "5432"));
+    assert_eq!(
+        (options.exclude_outbound_ports.to_string().as_str(), options.opaque_ports.to_string().as_str()),
+        ("3306", "5432")
+    );
     let options = read(json!({"traffic.sidecar.istio.io/excludeOutboundPorts": "1"}), Some(&ns)).unwrap();
     assert_eq!(options.exclude_outbound_ports.to_string(), "1");
 }

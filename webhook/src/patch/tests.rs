@@ -3,7 +3,8 @@ use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-const NATIVE: ClusterFacts = ClusterFacts { native_sidecars: true, injectors: crate::OtherInjectors { istio: false, linkerd: false } };
+const NATIVE: ClusterFacts =
+    ClusterFacts { native_sidecars: true, injectors: crate::OtherInjectors { istio: false, linkerd: false } };
 
 fn context(settings: &Settings) -> Context<'_> {
     Context { namespace: None, settings, cluster: NATIVE, workload: None }
@@ -32,7 +33,12 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
 }
 
 fn find<'a>(pod: &'a Value, name: &str) -> &'a Value {
-    ["initContainers", "containers"].iter().filter_map(|l| pod["spec"][*l].as_array()).flatten().find(|c| c["name"] == name).unwrap()
+    ["initContainers", "containers"]
+        .iter()
+        .filter_map(|l| pod["spec"][*l].as_array())
+        .flatten()
+        .find(|c| c["name"] == name)
+        .unwrap()
 }
 
 fn env<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
@@ -70,7 +76,10 @@ fn native_sidecar_comes_first_and_the_rest_stays() {
     let proxy = find(pod, "weft-proxy");
     assert_eq!(proxy["restartPolicy"], "Always");
     let security = &proxy["securityContext"];
-    assert_eq!((&security["runAsUser"], &security["runAsNonRoot"], &security["readOnlyRootFilesystem"]), (&json!(1337), &json!(true), &json!(true)));
+    assert_eq!(
+        (&security["runAsUser"], &security["runAsNonRoot"], &security["readOnlyRootFilesystem"]),
+        (&json!(1337), &json!(true), &json!(true))
+    );
     assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
     assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
     assert_eq!(proxy["resources"], json!({"requests": {"cpu": "10m", "memory": "20Mi"}}));
@@ -83,7 +92,10 @@ fn native_sidecar_comes_first_and_the_rest_stays() {
     let token = &pod["spec"]["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"];
     assert_eq!(token, &json!({"audience": "weft", "expirationSeconds": 3600, "path": "token"}));
     let web = find(pod, "web");
-    assert_eq!(web["readinessProbe"], json!({"periodSeconds": 3, "httpGet": {"path": "/app-health/web/readyz", "port": 15020, "scheme": "HTTP"}}));
+    assert_eq!(
+        web["readinessProbe"],
+        json!({"periodSeconds": 3, "httpGet": {"path": "/app-health/web/readyz", "port": 15020, "scheme": "HTTP"}})
+    );
     assert_eq!(pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"], "web");
     assert_eq!(pod["metadata"]["labels"]["service.istio.io/canonical-name"], "web");
 }
@@ -123,7 +135,10 @@ fn twice_is_once_even_after_others_have_added_to_our_containers() {
     let mut pod = inject(&app(), context(&settings)).unwrap().pod;
     assert!(inject(&pod, context(&settings)).unwrap().patch.0.is_empty());
     // The ServiceAccount admission mounts the API's token into every container, ours too.
-    pod["spec"]["initContainers"][1]["volumeMounts"].as_array_mut().unwrap().push(json!({"name": "api", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}));
+    pod["spec"]["initContainers"][1]["volumeMounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "api", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}));
     pod["spec"]["volumes"].as_array_mut().unwrap().push(json!({"name": "api", "emptyDir": {}}));
     assert!(inject(&pod, context(&settings)).unwrap().patch.0.is_empty());
 }
@@ -194,7 +209,11 @@ fn collisions_are_named() {
     pod["spec"]["containers"][1]["ports"] = json!([{"containerPort": 15006}]);
     let ns = NamespaceFacts {
         name: "n".into(),
-        labels: [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned()), ("istio-injection".to_owned(), "enabled".to_owned())].into(),
+        labels: [
+            ("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned()),
+            ("istio-injection".to_owned(), "enabled".to_owned()),
+        ]
+        .into(),
         ..NamespaceFacts::default()
     };
     let cluster = ClusterFacts { injectors: crate::OtherInjectors { istio: true, linkerd: false }, ..NATIVE };
@@ -211,10 +230,14 @@ fn collisions_are_named() {
 fn metrics_are_merged_where_asked_and_probes_left_where_asked() {
     let settings = Settings::default();
     let mut pod = app();
-    pod["metadata"]["annotations"] = json!({"prometheus.io/scrape": "true", "prometheus.io/port": "9100", "weft.mesh/rewrite-probes": "false"});
+    pod["metadata"]["annotations"] =
+        json!({"prometheus.io/scrape": "true", "prometheus.io/port": "9100", "weft.mesh/rewrite-probes": "false"});
     let injection = inject(&pod, context(&settings)).unwrap();
     let annotations = &injection.pod["metadata"]["annotations"];
-    assert_eq!((&annotations["prometheus.io/port"], &annotations["prometheus.io/path"]), (&json!("15020"), &json!("/stats/prometheus")));
+    assert_eq!(
+        (&annotations["prometheus.io/port"], &annotations["prometheus.io/path"]),
+        (&json!("15020"), &json!("/stats/prometheus"))
+    );
     let metrics = env(find(&injection.pod, "weft-proxy"), "WEFT_APP_METRICS").unwrap()["value"].as_str().unwrap();
     assert_eq!(serde_json::from_str::<Value>(metrics).unwrap(), json!({"port": 9100, "path": "/metrics", "scheme": "http"}));
     assert_eq!(find(&injection.pod, "web")["readinessProbe"], app()["spec"]["containers"][0]["readinessProbe"]);
@@ -266,13 +289,24 @@ fn generated() -> impl Strategy<Value = Value> {
         }
         c
     });
-    let named = |prefix: &'static str| move |list: Vec<Value>| -> Vec<Value> {
-        list.into_iter().enumerate().map(|(i, mut c)| { c["name"] = json!(format!("{prefix}{i}")); c }).collect()
+    let named = |prefix: &'static str| {
+        move |list: Vec<Value>| -> Vec<Value> {
+            list.into_iter()
+                .enumerate()
+                .map(|(i, mut c)| {
+                    c["name"] = json!(format!("{prefix}{i}"));
+                    c
+                })
+                .collect()
+        }
     };
     let apps = proptest::collection::vec(container.clone(), 1..3).prop_map(named("app"));
     let inits = proptest::option::of(proptest::collection::vec(container, 0..3).prop_map(named("init")));
     let annotations = proptest::option::of(proptest::collection::btree_map(
-        prop_oneof![Just("a/b~c".to_owned()), Just("prometheus.io/scrape".to_owned()), Just("x".to_owned())], prop_oneof![Just("true"), Just("\"q\"")], 0..3));
+        prop_oneof![Just("a/b~c".to_owned()), Just("prometheus.io/scrape".to_owned()), Just("x".to_owned())],
+        prop_oneof![Just("true"), Just("\"q\"")],
+        0..3,
+    ));
     (apps, inits, annotations, any::<bool>(), any::<bool>()).prop_map(|(apps, inits, annotations, volumes, secrets)| {
         let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": apps}});
         if let Some(inits) = inits {
@@ -307,4 +341,15 @@ proptest! {
         prop_assert!(inject(&injection.pod, context(&settings)).unwrap().patch.0.is_empty());
         prop_assert_eq!(uninject(&injection.pod).unwrap().unwrap(), pod);
     }
+}
+
+#[test]
+fn without_a_native_sidecar_init_containers_keep_their_probes() {
+    let mut pod = app();
+    let probe = json!({"tcpSocket": {"port": 9}});
+    pod["spec"]["initContainers"][0] = json!({"name": "mine", "image": "x", "restartPolicy": "Always", "startupProbe": probe});
+    let settings = Settings { native_sidecars: crate::NativeSidecars::Disabled, ..Settings::default() };
+    assert_eq!(find(&inject(&pod, context(&settings)).unwrap().pod, "mine")["startupProbe"], probe);
+    let native = inject(&pod, context(&Settings::default())).unwrap().pod;
+    assert_eq!(find(&native, "mine")["startupProbe"]["httpGet"]["path"], "/app-health/mine/startupz");
 }
