@@ -87,7 +87,11 @@ impl Node {
             numbers: Mutex::default(),
             api,
         });
-        node.api.create(&resource::NODES, None, description()).await?;
+        let registered = node.api.create(&resource::NODES, None, description()).await?;
+        // The status is a resource of its own: a creation ignores it.
+        let mut registered = registered;
+        registered["status"] = description()["status"].clone();
+        node.api.update_status(&resource::NODES, registered).await?;
         tokio::spawn(node.clone().follow());
         Ok(node)
     }

@@ -12,16 +12,25 @@ use nix::unistd::{ForkResult, Pid};
 /// The number of the last capability that is looked at (the kernel refuses unknown ones, which is ignored).
 const LAST_CAPABILITY: u32 = 63;
 
-/// Forks a process that has one thread. `None` in the child.
-pub(crate) fn fork_single_threaded() -> io::Result<Option<Pid>> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::other(format!("the launcher has {threads} threads, it must have one")));
+/// Proof that the process had one thread when it was asked; only the launcher asks, and it starts no others.
+pub(crate) struct Alone(());
+
+impl Alone {
+    /// Looks. Has to be called before namespaces are joined: in a container's `/proc` this process doesn't exist.
+    pub(crate) fn check() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            threads => Err(io::Error::other(format!("the launcher has {threads} threads, it must have one"))),
+        }
     }
-    // SAFETY: with a single thread no lock can be held by a thread that is missing in the child.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
+
+    /// Forks. `None` in the child.
+    pub(crate) fn fork(self) -> io::Result<Option<Pid>> {
+        // SAFETY: with a single thread no lock can be held by a thread that is missing in the child.
+        match unsafe { nix::unistd::fork() }? {
+            ForkResult::Parent { child } => Ok(Some(child)),
+            ForkResult::Child => Ok(None),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::backend::{ExecRequest, ExecSession, LogOptions};
 use super::rest::{Ask, reply, stream};
 use super::status::Status;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{FromRequestParts as _, Request};
 use axum::response::Response;
 use bytes::{BufMut as _, BytesMut};
@@ -103,6 +103,8 @@ async fn exec(socket: WebSocket, session: ExecSession) {
                 return;
             }
         }
+        // Without the code of a normal end kubectl reports an error.
+        let _ = sink.send(Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }))).await;
         let _ = sink.close().await;
     });
     let pump = |channel: u8, stream: Option<std::pin::Pin<Box<dyn tokio::io::AsyncRead + Send>>>| {
@@ -182,6 +184,8 @@ async fn forward(socket: WebSocket, backend: Arc<dyn super::backend::NodeBackend
                 return;
             }
         }
+        // Without the code of a normal end kubectl reports an error.
+        let _ = sink.send(Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }))).await;
         let _ = sink.close().await;
     });
     let mut pipes = Vec::new();

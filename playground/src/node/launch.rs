@@ -110,6 +110,7 @@ pub(crate) fn main(path: &Path) -> i32 {
 }
 
 fn launch(spec: &Spec, report: &mut File) -> anyhow::Result<i32> {
+    let alone = sys::Alone::check()?;
     umask(Mode::from_bits_truncate(0o022));
     if let Some(pid) = spec.join {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).context("the container is not running");
@@ -124,7 +125,7 @@ fn launch(spec: &Spec, report: &mut File) -> anyhow::Result<i32> {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC)
             .context("make namespaces; the playground must run as root")?;
     }
-    match sys::fork_single_threaded()? {
+    match alone.fork()? {
         Some(child) => loop {
             match waitpid(child, None) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(code),

@@ -181,6 +181,11 @@ impl Pod {
         if let Err(e) = self.node.api.patch(&resource::PODS, Some(&self.ns), &self.name, Some("status"), PatchKind::Merge, body).await
             && !e.is_not_found()
         {
+            if e.is_conflict() {
+                // Somebody else wrote it at the same time: once more, from what is there now.
+                self.dirty.notify_one();
+                return;
+            }
             tracing::warn!("status of pod {}/{}: {e}", self.ns, self.name);
         }
     }
