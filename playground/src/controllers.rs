@@ -1,201 +1,205 @@
-//! The control loops of a cluster: Deployments, ReplicaSets, Jobs, endpoints, and a scheduler for the one node.
+//! Just enough controllers for what a mesh notices: workloads become pods, pods become endpoints, pods get a node.
 //!
-//! One task makes pass after pass over everything, each pass reading the store anew, whenever something has changed and once a second.
-//! That is slower than the real controllers with thousands of objects and can't act on stale copies. A failed
-//! write (a conflict, a webhook's refusal) is tried again by the next pass.
+//! Every controller is a function from one object to the calls that bring the cluster closer to it, called again whenever
+//! something that it looks at changes. It reads the store itself and not a copy, so that what it did a moment ago is never overlooked;
+//! what it decides is computed by pure functions. Objects are worked on side by side: one whose pods are refused (by a
+//! webhook that doesn't answer, say) delays no other. A failed call is repeated after a growing delay.
 
 mod deployment;
 mod endpoints;
 mod job;
-mod replicas;
+mod pods;
+mod replicaset;
+mod sets;
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
-use crate::apiserver::{Api, DeleteOptions, PatchKind, Status, resource, resource::Gvr};
-use crate::json::{digest, flag, id, list, number, text};
-use crate::mirror::Mirror;
+use crate::apiserver::resource::{self, Gvr};
+use crate::apiserver::{Api, PatchKind, Status};
+use crate::json::{id, list, text};
+use crate::node;
 
-/// What one controller works with.
-pub(crate) struct Context {
-    /// Acts as the controller.
-    pub api: Api,
-    /// When a failed creation may be tried again, by the owner's uid.
-    pub retry: HashMap<String, Instant>,
+/// What a controller's function answers: when to look again although nothing has changed.
+type Again = Result<Option<Duration>, Status>;
+/// Works on one object.
+type Reconcile = fn(Api, Value) -> BoxFuture<'static, Again>;
+
+/// Starts all controllers. `api` gives the API as the service account of this name.
+pub(crate) fn start(api: impl Fn(&str) -> Api) {
+    let (deployments, sets, pods) = (resource::DEPLOYMENTS, resource::REPLICASETS, resource::PODS);
+    let run = |name: &str, primary: Gvr, watched: Vec<Gvr>, reconcile: Reconcile| {
+        tokio::spawn(work(api(name), primary, watched, reconcile));
+    };
+    run("deployment-controller", deployments, vec![sets.clone(), pods.clone()], |a, o| Box::pin(deployment::reconcile(a, o)));
+    run("replicaset-controller", sets, vec![pods.clone()], |a, o| Box::pin(replicaset::reconcile(a, o)));
+    run("statefulset-controller", resource::STATEFULSETS, vec![pods.clone()], |a, o| Box::pin(sets::stateful(a, o)));
+    run("daemon-set-controller", resource::DAEMONSETS, vec![pods.clone(), resource::NODES], |a, o| Box::pin(sets::daemon(a, o)));
+    run("job-controller", resource::JOBS, vec![pods.clone()], |a, o| Box::pin(job::reconcile(a, o)));
+    run("endpointslice-controller", resource::SERVICES, vec![pods.clone()], |a, o| Box::pin(endpoints::reconcile(a, o)));
+    run("kube-scheduler", pods, vec![resource::NODES], |a, o| Box::pin(schedule(a, o)));
 }
 
-impl Context {
-    async fn all(&self, gvr: &Gvr) -> Vec<Value> {
-        self.api.list(gvr, None, None).await.map(|l| l.items).unwrap_or_default()
-    }
-
-    /// Writes a status if it is another one than before.
-    async fn status(&self, gvr: &Gvr, object: &Value, status: Value) {
-        if object.get("status") == Some(&status) {
-            return;
-        }
-        let mut new = object.clone();
-        new["status"] = status;
-        // Somebody else's write in between is seen by the next pass.
-        if let Err(e) = self.api.update_status(gvr, new).await
-            && !e.is_conflict()
-            && !e.is_not_found()
-        {
-            tracing::warn!("status of {} {:?}: {e}", gvr.resource, id(object));
-        }
-    }
-
-    async fn delete(&self, gvr: &Gvr, object: &Value) {
-        let (ns, name) = id(object);
-        let options = DeleteOptions { uid: Some(text(object, "/metadata/uid").to_owned()), ..DeleteOptions::default() };
-        if let Err(e) = self.api.delete(gvr, Some(&ns), &name, options).await
-            && !e.is_not_found()
-            && !e.is_conflict()
-        {
-            tracing::warn!("deletion of {} {ns}/{name}: {e}", gvr.resource);
-        }
-    }
-
-    /// Creates a pod from an owner's template. A refusal becomes an event on the owner, and a pause.
-    async fn create_pod(&mut self, owner: &Value, kind: &str, api_version: &str, name: Option<String>) -> Result<(), Status> {
-        let uid = text(owner, "/metadata/uid").to_owned();
-        if self.retry.get(&uid).is_some_and(|t| Instant::now() < *t) {
-            return Err(Status::new(429, "TooManyRequests", "waiting after a failure"));
-        }
-        let (ns, owner_name) = id(owner);
-        let template = &owner["spec"]["template"];
-        let mut metadata = template.get("metadata").cloned().unwrap_or_else(|| json!({}));
-        match name {
-            Some(name) => metadata["name"] = json!(name),
-            None => metadata["generateName"] = json!(format!("{owner_name}-")),
-        }
-        metadata["namespace"] = json!(ns);
-        metadata["ownerReferences"] = json!([{"apiVersion": api_version, "kind": kind, "name": owner_name, "uid": uid,
-            "controller": true, "blockOwnerDeletion": true}]);
-        if let Some(map) = metadata.as_object_mut() {
-            map.remove("creationTimestamp");
-        }
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]});
-        match self.api.create(&resource::PODS, Some(&ns), pod).await {
-            Ok(_) => {
-                self.retry.remove(&uid);
-                Ok(())
+/// Calls `reconcile` for every object of `primary` when it or something of `watched` has changed: for each object one call at
+/// a time, and one more after the last change.
+async fn work(api: Api, primary: Gvr, watched: Vec<Gvr>, reconcile: Reconcile) {
+    let (changed, mut changes) = mpsc::channel::<()>(1);
+    for gvr in watched.into_iter().chain([primary.clone()]) {
+        let (api, changed) = (api.clone(), changed.clone());
+        tokio::spawn(async move {
+            loop {
+                let (_, mut watch) = api.list_and_watch(&gvr);
+                // A full channel holds a note already.
+                let _ = changed.try_send(());
+                while watch.next().await.is_some() {
+                    let _ = changed.try_send(());
+                }
+                sleep(Duration::from_millis(100)).await;
             }
-            Err(e) => {
-                self.retry.insert(uid, Instant::now() + Duration::from_secs(2));
-                self.event(owner, kind, api_version, "FailedCreate", &format!("Error creating: {}", e.message)).await;
-                Err(e)
-            }
-        }
-    }
-
-    async fn event(&self, owner: &Value, kind: &str, api_version: &str, reason: &str, message: &str) {
-        let (ns, name) = id(owner);
-        let now = crate::now();
-        let event = format!("{name}.{}", digest(&json!([owner["metadata"]["uid"], reason, message])));
-        let body = json!({
-            "metadata": {"name": event, "namespace": ns}, "type": "Warning", "reason": reason, "message": message, "count": 1,
-            "involvedObject": {"apiVersion": api_version, "kind": kind, "namespace": ns, "name": name, "uid": owner["metadata"]["uid"]},
-            "source": {"component": "playground-controllers"}, "firstTimestamp": now, "lastTimestamp": now,
         });
-        if let Err(e) = self.api.create(&resource::EVENTS, Some(&ns), body).await
-            && e.is_already_exists()
-        {
-            let patch = json!({ "lastTimestamp": now });
-            let _ = self.api.patch(&resource::EVENTS, Some(&ns), &event, None, PatchKind::Merge, patch).await;
+    }
+    let mut busy: HashSet<String> = HashSet::new();
+    let mut dirty: HashSet<String> = HashSet::new();
+    let mut failures: HashMap<String, u32> = HashMap::new();
+    let mut tasks: JoinSet<(String, Again)> = JoinSet::new();
+    let mut wake: Option<Instant> = None;
+    loop {
+        let timer = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = changes.recv() => {}
+            () = timer => wake = None,
+            Some(done) = tasks.join_next() => {
+                let Ok((uid, again)) = done else { continue };
+                busy.remove(&uid);
+                let delay = match again {
+                    Ok(delay) => {
+                        failures.remove(&uid);
+                        delay
+                    }
+                    // The object has changed or gone: the change itself brings us back.
+                    Err(e) if e.is_conflict() || e.is_not_found() => Some(Duration::from_millis(50)),
+                    Err(e) => {
+                        let count = failures.entry(uid.clone()).or_insert(0);
+                        *count += 1;
+                        tracing::debug!("{}: {e}", primary.resource);
+                        Some(Duration::from_millis(100 << (*count).min(7)))
+                    }
+                };
+                if let Some(delay) = delay {
+                    let at = Instant::now() + delay;
+                    wake = Some(wake.map_or(at, |w| w.min(at)));
+                }
+                if !dirty.remove(&uid) {
+                    continue;
+                }
+            }
         }
-    }
-}
-
-/// The uid of an object's controller.
-fn controller(object: &Value) -> &str {
-    list(object, "/metadata/ownerReferences").iter().find(|o| flag(o, "/controller")).map_or("", |o| text(o, "/uid"))
-}
-
-fn deleting(object: &Value) -> bool {
-    !text(object, "/metadata/deletionTimestamp").is_empty()
-}
-
-/// A pod that has ended counts no more.
-fn ended(pod: &Value) -> bool {
-    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
-}
-
-/// Seconds since a condition became true; `None` if it isn't.
-fn true_for(object: &Value, kind: &str) -> Option<i64> {
-    let found = list(object, "/status/conditions").iter().find(|c| c["type"] == kind && c["status"] == "True")?;
-    seconds_since(text(found, "/lastTransitionTime"))
-}
-
-fn seconds_since(time: &str) -> Option<i64> {
-    let time: k8s_openapi::jiff::Timestamp = time.parse().ok()?;
-    Some(crate::instant().duration_since(time).as_secs())
-}
-
-/// Sets a condition; its time changes only with its status.
-fn put_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str) {
-    let now = crate::now();
-    let old = conditions.iter().find(|c| c["type"] == kind);
-    let time = |key: &str, keep: bool| old.filter(|_| keep).map_or_else(|| json!(now), |c| c[key].clone());
-    let same = old.is_some_and(|c| c["status"] == status);
-    let all = same && old.is_some_and(|c| c["reason"] == reason && c["message"] == message);
-    let new = json!({"type": kind, "status": status, "reason": reason, "message": message,
-        "lastUpdateTime": time("lastUpdateTime", all), "lastTransitionTime": time("lastTransitionTime", same)});
-    match conditions.iter_mut().find(|c| c["type"] == kind) {
-        Some(c) => *c = new,
-        None => conditions.push(new),
-    }
-}
-
-/// Puts pods that nobody has placed on the one node.
-async fn schedule(cx: &Context) {
-    for pod in cx.all(&resource::PODS).await {
-        let (ns, name) = id(&pod);
-        let wanted = matches!(text(&pod, "/spec/schedulerName"), "" | "default-scheduler");
-        if text(&pod, "/spec/nodeName").is_empty() && !deleting(&pod) && wanted && number(&pod, "/spec/schedulingGates", 0) == 0 {
-            if !list(&pod, "/spec/schedulingGates").is_empty() {
+        // What changes together is looked at together.
+        sleep(Duration::from_millis(10)).await;
+        let Ok(all) = api.list(&primary, None, None).await else { continue };
+        for object in all.items {
+            let uid = text(&object, "/metadata/uid").to_owned();
+            if busy.contains(&uid) {
+                dirty.insert(uid);
                 continue;
             }
-            if let Err(e) = cx.api.bind(&ns, &name, crate::node::NAME).await
-                && !e.is_not_found()
-                && !e.is_conflict()
-            {
-                tracing::warn!("scheduling of pod {ns}/{name}: {e}");
-            }
+            busy.insert(uid.clone());
+            let call = reconcile(api.clone(), object);
+            tasks.spawn(async move { (uid, call.await) });
         }
     }
 }
 
-/// Starts all controllers; they run for as long as the process lives. `account` gives the API as this service account of `kube-system`.
-pub(crate) fn start(account: impl Fn(&str) -> Api) {
-    let context = |name: &str| Context { api: account(name), retry: HashMap::new() };
-    let watched = [
-        resource::DEPLOYMENTS, resource::REPLICASETS, resource::STATEFULSETS, resource::DAEMONSETS, resource::JOBS, resource::PODS, resource::SERVICES,
-    ];
-    let watcher = account("controller-manager");
-    let mirrors: Vec<_> = watched.iter().map(|gvr| Mirror::start(&watcher, gvr)).collect();
-    let changes = mirrors.iter().map(|m| tokio_stream::wrappers::WatchStream::from_changes(m.changes()));
-    let mut changes = futures::stream::select_all(changes);
-    let scheduler = context("scheduler");
-    let mut replicas = context("replicaset-controller");
-    let mut sets = context("statefulset-controller");
-    let mut jobs = context("job-controller");
-    let (deployments, slices) = (context("deployment-controller"), context("endpointslice-controller"));
-    tokio::spawn(async move {
-        loop {
-            deployment::pass(&deployments).await;
-            replicas::pass(&mut replicas).await;
-            replicas::pass_others(&mut sets).await;
-            job::pass(&mut jobs).await;
-            schedule(&scheduler).await;
-            endpoints::pass(&slices).await;
-            let _ = tokio::time::timeout(Duration::from_secs(1), changes.next()).await;
-            // What changes together is looked at together.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            while let Some(Some(_)) = futures::FutureExt::now_or_never(changes.next()) {}
+/// Puts a pod on the node, or says why it can't be there.
+async fn schedule(api: Api, pod: Value) -> Again {
+    if !text(&pod, "/spec/nodeName").is_empty() || !text(&pod, "/metadata/deletionTimestamp").is_empty() {
+        return Ok(None);
+    }
+    let (ns, name) = id(&pod);
+    let gated = !list(&pod, "/spec/schedulingGates").is_empty();
+    let labels = api.get(&resource::NODES, None, node::NAME).await?["metadata"]["labels"].clone();
+    let unmatched = crate::json::entries(&pod, "/spec/nodeSelector").find(|(k, v)| labels[*k] != **v);
+    let (reason, message) = match (gated, unmatched) {
+        (false, None) => return api.bind(&ns, &name, node::NAME).await.map(|()| None),
+        (true, _) => ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+        (false, Some((key, value))) => ("Unschedulable", format!("0/1 nodes are available: nodeSelector {key}={value} doesn't match the node.")),
+    };
+    if list(&pod, "/status/conditions").iter().any(|c| c["type"] == "PodScheduled" && c["message"] == message.as_str()) {
+        return Ok(None);
+    }
+    let condition = json!({"type": "PodScheduled", "status": "False", "reason": reason, "message": message, "lastTransitionTime": crate::now()});
+    let patch = json!({"status": {"conditions": [condition]}});
+    api.patch(&resource::PODS, Some(&ns), &name, Some("status"), PatchKind::Strategic, patch).await?;
+    if !gated {
+        crate::events::record(&api, "default-scheduler", &pod, "Warning", "FailedScheduling", &message).await;
+    }
+    Ok(None)
+}
+
+/// Writes an object's status if it is another than before.
+async fn write_status(api: &Api, gvr: &Gvr, object: &Value, status: Value) -> Result<(), Status> {
+    if object.get("status") == Some(&status) {
+        return Ok(());
+    }
+    let mut new = object.clone();
+    new["status"] = status;
+    api.update_status(gvr, new).await.map(drop)
+}
+
+/// A condition with the time of its last change kept.
+fn condition(before: &Value, kind: &str, status: bool, reason: &str, message: &str) -> Value {
+    let status = if status { "True" } else { "False" };
+    let old = list(before, "/status/conditions").iter().find(|c| c["type"] == kind);
+    let kept = |key: &str, same: bool| {
+        old.filter(|_| same).map_or_else(|| json!(crate::now()), |o| if o[key].is_null() { json!(crate::now()) } else { o[key].clone() })
+    };
+    let state = old.is_some_and(|o| o["status"] == status);
+    let all = state && old.is_some_and(|o| o["reason"] == reason && o["message"] == message);
+    json!({"type": kind, "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": kept("lastTransitionTime", state), "lastUpdateTime": kept("lastUpdateTime", all)})
+}
+
+/// A number or a percentage of `total`.
+fn int_or_percent(value: &Value, total: i64, round_up: bool) -> i64 {
+    match value.as_str().and_then(|s| s.strip_suffix('%')).and_then(|s| s.parse::<i64>().ok()) {
+        Some(percent) if round_up => (total * percent + 99) / 100,
+        Some(percent) => total * percent / 100,
+        None => value.as_i64().unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_round_as_they_should() {
+        for (value, total, up, expected) in [
+            (json!("25%"), 3, true, 1),
+            (json!("25%"), 3, false, 0),
+            (json!("100%"), 3, false, 3),
+            (json!(2), 3, true, 2),
+            (Value::Null, 3, true, 0),
+        ] {
+            assert_eq!(int_or_percent(&value, total, up), expected, "{value}");
         }
-    });
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let old = json!({"status": {"conditions": [{"type": "A", "status": "True", "reason": "x", "message": "", "lastTransitionTime": "then"}]}});
+        assert_eq!(condition(&old, "A", true, "y", "")["lastTransitionTime"], "then");
+        assert_ne!(condition(&old, "A", false, "y", "")["lastTransitionTime"], "then");
+    }
 }

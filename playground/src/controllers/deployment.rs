@@ -1,276 +1,355 @@
-//! Deployments: one ReplicaSet per template, and the steps from the old ones to the new one.
+//! Deployment → ReplicaSets: one per version of the pod template, scaled against each other as the strategy says.
+//!
+//! Revisions are numbered in an annotation, as `kubectl rollout history` and `undo` expect; going back to an earlier template takes
+//! its ReplicaSet up again under a new number.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Context, controller, deleting, put_condition};
-use crate::apiserver::{PatchKind, resource};
-use crate::json::{digest, entries, flag, id, list, number, text};
+use super::{Again, condition, int_or_percent, pods, write_status};
+use crate::apiserver::{Api, DeleteOptions, PatchKind, Status, resource};
+use crate::json::{digest, flag, id, list, number, text};
 
+const NAME: &str = "deployment-controller";
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const HASH: &str = "pod-template-hash";
 
-/// How many more and how many fewer pods a roll may have. Percentages: surge is rounded up, unavailability down.
-fn bounds(deployment: &Value, replicas: i64) -> (i64, i64) {
-    let read = |key: &str, up: bool| {
-        let value = deployment.pointer(&format!("/spec/strategy/rollingUpdate/{key}"));
-        if let Some(n) = value.and_then(Value::as_i64) {
-            return n;
-        }
-        let percent: i64 = value.and_then(Value::as_str).and_then(|s| s.trim_end_matches('%').parse().ok()).unwrap_or(25);
-        if up { (replicas * percent + 99) / 100 } else { replicas * percent / 100 }
-    };
-    let (surge, unavailable) = (read("maxSurge", true), read("maxUnavailable", false));
-    if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
-}
-
-/// What a ReplicaSet has: wanted pods, pods, available pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Count {
+/// A ReplicaSet in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Count {
+    /// Wanted by its spec.
     wanted: i64,
+    /// Pods that there are.
     pods: i64,
+    /// Pods that are available.
     available: i64,
 }
 
-/// The next step of a rolling update: how many pods the new set and each of the old ones (oldest first) should have.
-fn step(replicas: i64, (surge, unavailable): (i64, i64), new: Count, old: &[Count]) -> (i64, Vec<i64>) {
+/// What bounds a rolling update.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    replicas: i64,
+    surge: i64,
+    unavailable: i64,
+    recreate: bool,
+}
+
+/// The new sizes: of the new ReplicaSet, and of the old ones in their order (oldest first). Pure; called again after each step.
+pub(super) fn step(plan: Plan, new: Count, old: &[Count]) -> (i64, Vec<i64>) {
     let mut olds: Vec<i64> = old.iter().map(|c| c.wanted).collect();
-    let total = new.wanted + olds.iter().sum::<i64>();
-    if new.wanted > replicas {
-        return (replicas, olds);
+    if plan.recreate {
+        let gone = old.iter().all(|c| c.pods == 0 && c.wanted == 0);
+        return (if gone { plan.replicas } else { new.wanted.min(plan.replicas) }, vec![0; old.len()]);
     }
-    let grown = new.wanted + (replicas + surge - total).clamp(0, replicas - new.wanted);
-    if grown > new.wanted {
-        return (grown, olds);
+    let total: i64 = new.wanted + olds.iter().sum::<i64>();
+    let grown = new.wanted + (plan.replicas + plan.surge - total).clamp(0, (plan.replicas - new.wanted).max(0));
+    let target = grown.min(plan.replicas);
+    if target != new.wanted {
+        // First the new ones; the old ones have their turn when these are there.
+        return (target, olds);
     }
-    let floor = replicas - unavailable;
-    let mut spare = total - floor - (new.wanted - new.available).max(0);
-    // Pods that don't work anyway go first, they cost nothing.
-    for (n, count) in old.iter().enumerate() {
-        let broken = (count.wanted - count.available).clamp(0, spare.max(0));
-        olds[n] -= broken;
-        spare -= broken;
+    let least = plan.replicas - plan.unavailable;
+    let mut room = total - least - (new.wanted - new.available);
+    // Old pods that aren't available anyway go first: that costs nothing.
+    for (size, count) in olds.iter_mut().zip(old) {
+        let broken = (count.wanted - count.available).clamp(0, room.max(0));
+        *size -= broken;
+        room -= broken;
     }
-    let mut working = new.available + old.iter().map(|c| c.available).sum::<i64>() - floor;
-    for wanted in &mut olds {
-        let down = (*wanted).clamp(0, working.max(0).min(spare.max(0)));
-        *wanted -= down;
-        working -= down;
-        spare -= down;
+    let available: i64 = new.available + old.iter().map(|c| c.available.min(c.wanted)).sum::<i64>();
+    let mut spare = available - least;
+    for size in &mut olds {
+        let cut = (*size).min(spare.max(0));
+        *size -= cut;
+        spare -= cut;
     }
-    (new.wanted, olds)
+    (target, olds)
 }
 
-fn without_hash(template: &Value) -> Value {
-    let mut copy = template.clone();
-    if let Some(labels) = copy.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
-        labels.remove(HASH);
-    }
-    if let Some(metadata) = copy.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.retain(|_, v| !v.is_null());
-    }
-    copy
-}
-
-fn revision(set: &Value) -> i64 {
-    entries(set, "/metadata/annotations").find(|(k, _)| *k == REVISION).and_then(|(_, v)| v.parse().ok()).unwrap_or(0)
+fn revision(object: &Value) -> i64 {
+    object["metadata"]["annotations"][REVISION].as_str().and_then(|r| r.parse().ok()).unwrap_or(0)
 }
 
 fn count(set: &Value) -> Count {
-    Count { wanted: number(set, "/spec/replicas", 0), pods: number(set, "/status/replicas", 0), available: number(set, "/status/availableReplicas", 0) }
+    Count {
+        wanted: number(set, "/spec/replicas", 0),
+        pods: number(set, "/status/replicas", 0),
+        available: number(set, "/status/availableReplicas", 0),
+    }
 }
 
-async fn scale(cx: &Context, set: &Value, replicas: i64) {
-    if number(set, "/spec/replicas", 0) == replicas {
-        return;
+fn plan(deployment: &Value) -> Plan {
+    let replicas = number(deployment, "/spec/replicas", 1);
+    let rolling = &deployment["spec"]["strategy"]["rollingUpdate"];
+    let or = |key: &str| rolling.get(key).cloned().unwrap_or_else(|| json!("25%"));
+    let surge = int_or_percent(&or("maxSurge"), replicas, true);
+    let unavailable = int_or_percent(&or("maxUnavailable"), replicas, false);
+    // Both 0 would stand still.
+    let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable.min(replicas) };
+    Plan { replicas, surge, unavailable, recreate: text(deployment, "/spec/strategy/type") == "Recreate" }
+}
+
+/// The hash label of the present template.
+fn hash(deployment: &Value) -> String {
+    digest(&deployment["spec"]["template"])
+}
+
+fn new_set(deployment: &Value, hash: &str, revision: i64) -> Value {
+    let mut set = json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": {
+            "name": format!("{}-{hash}", text(deployment, "/metadata/name")), "namespace": deployment["metadata"]["namespace"],
+            "labels": deployment["spec"]["template"]["metadata"]["labels"], "annotations": annotations(deployment, revision),
+            "ownerReferences": [pods::reference(deployment)],
+        },
+        "spec": {
+            "replicas": 0, "minReadySeconds": deployment["spec"]["minReadySeconds"].as_i64().unwrap_or(0),
+            "selector": deployment["spec"]["selector"], "template": deployment["spec"]["template"],
+        }
+    });
+    for pointer in ["/metadata/labels", "/spec/selector/matchLabels", "/spec/template/metadata/labels"] {
+        let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+        if let Some(parent) = set.pointer_mut(parent) {
+            if !parent[key].is_object() {
+                parent[key] = json!({});
+            }
+            parent[key][HASH] = json!(hash);
+        }
+    }
+    set
+}
+
+fn annotations(deployment: &Value, revision: i64) -> Value {
+    let mut out = json!({ REVISION: revision.to_string() });
+    for (key, value) in crate::json::entries(deployment, "/metadata/annotations") {
+        if ![REVISION, "kubectl.kubernetes.io/last-applied-configuration"].contains(&key) {
+            out[key] = json!(value);
+        }
+    }
+    out["deployment.kubernetes.io/desired-replicas"] = json!(number(deployment, "/spec/replicas", 1).to_string());
+    out
+}
+
+/// The ReplicaSet of the present template, made if it isn't there, with the highest revision.
+async fn present(api: &Api, deployment: &Value, sets: &[Value]) -> Result<Value, Status> {
+    let (ns, hash) = (text(deployment, "/metadata/namespace"), hash(deployment));
+    let found = sets.iter().find(|s| s["metadata"]["labels"][HASH] == hash.as_str());
+    let others = sets.iter().filter(|s| s["metadata"]["labels"][HASH] != hash.as_str()).map(revision).max().unwrap_or(0);
+    let Some(found) = found else {
+        return api.create(&resource::REPLICASETS, Some(ns), new_set(deployment, &hash, others + 1)).await;
+    };
+    let wanted = if revision(found) > others { revision(found) } else { others + 1 };
+    let annotations = annotations(deployment, wanted);
+    let stale = annotations.as_object().into_iter().flatten().any(|(k, v)| found["metadata"]["annotations"][k] != *v);
+    if !stale {
+        return Ok(found.clone());
+    }
+    let body = json!({"metadata": {"annotations": annotations}, "spec": {"minReadySeconds": number(deployment, "/spec/minReadySeconds", 0)}});
+    api.patch(&resource::REPLICASETS, Some(ns), text(found, "/metadata/name"), None, PatchKind::Merge, body).await
+}
+
+async fn scale(api: &Api, deployment: &Value, set: &Value, to: i64) -> Result<(), Status> {
+    let from = number(set, "/spec/replicas", 0);
+    if from == to {
+        return Ok(());
     }
     let (ns, name) = id(set);
-    let patch = json!({"spec": {"replicas": replicas}});
-    if let Err(e) = cx.api.patch(&resource::REPLICASETS, Some(&ns), &name, None, PatchKind::Merge, patch).await {
-        tracing::warn!("scaling of replicaset {ns}/{name}: {e}");
-    }
+    api.patch(&resource::REPLICASETS, Some(&ns), &name, None, PatchKind::Merge, json!({"spec": {"replicas": to}})).await?;
+    let word = if to > from { "up" } else { "down" };
+    let message = format!("Scaled {word} replica set {name} from {from} to {to}");
+    crate::events::record(api, NAME, deployment, "Normal", "ScalingReplicaSet", &message).await;
+    Ok(())
 }
 
-async fn create_set(cx: &Context, deployment: &Value, number: i64) -> Option<Value> {
-    let (ns, name) = id(deployment);
-    let mut template = deployment["spec"]["template"].clone();
-    let hash = digest(&json!([without_hash(&template), deployment["status"]["collisionCount"]]));
-    template["metadata"]["labels"][HASH] = json!(hash);
-    let mut selector = deployment["spec"]["selector"].clone();
-    selector["matchLabels"][HASH] = json!(hash);
-    let mut annotations = deployment["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
-    annotations.retain(|k, _| k != "kubectl.kubernetes.io/last-applied-configuration" && k != REVISION);
-    annotations.insert(REVISION.into(), json!(number.to_string()));
-    let set = json!({
-        "apiVersion": "apps/v1", "kind": "ReplicaSet",
-        "metadata": {"name": format!("{name}-{hash}"), "namespace": ns, "labels": template["metadata"]["labels"], "annotations": annotations,
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true}]},
-        "spec": {"replicas": 0, "selector": selector, "template": template, "minReadySeconds": deployment["spec"].get("minReadySeconds").cloned().unwrap_or(json!(0))}
-    });
-    match cx.api.create(&resource::REPLICASETS, Some(&ns), set).await {
-        Ok(set) => Some(set),
-        Err(e) => {
-            tracing::warn!("replicaset for deployment {ns}/{name}: {e}");
-            None
-        }
-    }
-}
-
-async fn annotate(cx: &Context, gvr: &resource::Gvr, object: &Value, number: i64) {
-    let (ns, name) = id(object);
-    if revision(object) != number {
-        let patch = json!({"metadata": {"annotations": {REVISION: number.to_string()}}});
-        let _ = cx.api.patch(gvr, Some(&ns), &name, None, PatchKind::Merge, patch).await;
-    }
-}
-
-pub(super) async fn pass(cx: &Context) {
-    for deployment in cx.all(&resource::DEPLOYMENTS).await.iter().filter(|d| !deleting(d)) {
-        sync(cx, deployment).await;
-    }
-}
-
-async fn sync(cx: &Context, deployment: &Value) {
-    let (ns, _) = id(deployment);
-    let uid = text(deployment, "/metadata/uid");
-    let load = async || -> Vec<Value> {
-        let all = cx.api.list(&resource::REPLICASETS, Some(&ns), None).await.map(|l| l.items).unwrap_or_default();
-        let mut mine: Vec<Value> = all.into_iter().filter(|s| controller(s) == uid && !deleting(s)).collect();
-        mine.sort_by_key(revision);
-        mine
-    };
-    let sets = load().await;
-    let template = without_hash(&deployment["spec"]["template"]);
-    let highest = sets.iter().map(revision).max().unwrap_or(0);
-    let is_new = |set: &Value| without_hash(&set["spec"]["template"]) == template;
-    let replicas = number(deployment, "/spec/replicas", 1).max(0);
-    let paused = flag(deployment, "/spec/paused");
-    let new = match sets.iter().find(|s| is_new(s)) {
-        Some(set) => Some(set.clone()),
-        None if paused => None,
-        None => create_set(cx, deployment, highest + 1).await,
-    };
-    let old: Vec<&Value> = sets.iter().filter(|s| !is_new(s)).collect();
-    if let Some(new) = &new {
-        // An older template that is wanted again gets the next number: that is what undoing is.
-        let number = if revision(new) < highest { highest + 1 } else { revision(new) };
-        annotate(cx, &resource::REPLICASETS, new, number).await;
-        annotate(cx, &resource::DEPLOYMENTS, deployment, number).await;
-        let counts: Vec<Count> = old.iter().map(|s| count(s)).collect();
-        if paused {
-            let others: i64 = counts.iter().map(|c| c.wanted).sum();
-            scale(cx, new, (replicas - others).max(0)).await;
-        } else if text(deployment, "/spec/strategy/type") == "Recreate" {
-            for set in &old {
-                scale(cx, set, 0).await;
-            }
-            let pods = cx.api.list(&resource::PODS, Some(&ns), None).await.map(|l| l.items).unwrap_or_default();
-            if !pods.iter().any(|p| old.iter().any(|s| controller(p) == text(s, "/metadata/uid"))) {
-                scale(cx, new, replicas).await;
-            }
-        } else {
-            let (wanted, olds) = step(replicas, bounds(deployment, replicas), count(new), &counts);
-            scale(cx, new, wanted).await;
-            for (set, wanted) in old.iter().zip(olds) {
-                scale(cx, set, wanted).await;
-            }
-        }
-    }
-    let keep = number(deployment, "/spec/revisionHistoryLimit", 10).max(0) as usize;
-    let idle: Vec<&&Value> = old.iter().filter(|s| count(s) == Count { wanted: 0, pods: 0, available: 0 }).collect();
-    for set in idle.iter().take(idle.len().saturating_sub(keep)) {
-        cx.delete(&resource::REPLICASETS, set).await;
-    }
-    write_status(cx, deployment, &load().await, replicas, is_new).await;
-}
-
-async fn write_status(cx: &Context, seen: &Value, sets: &[Value], replicas: i64, is_new: impl Fn(&Value) -> bool) {
-    let (ns, name) = id(seen);
-    let Ok(deployment) = cx.api.get(&resource::DEPLOYMENTS, Some(&ns), &name).await else { return };
-    if deployment["metadata"]["generation"] != seen["metadata"]["generation"] {
-        return;
-    }
-    let sum = |key: &str, new_only: bool| -> i64 {
-        sets.iter().filter(|s| !new_only || is_new(s)).map(|s| number(s, &format!("/status/{key}"), 0)).sum()
-    };
-    let (all, ready, available) = (sum("replicas", false), sum("readyReplicas", false), sum("availableReplicas", false));
-    let updated = sum("replicas", true);
-    let current = sets.iter().find(|s| is_new(s));
-    let set_name = current.map_or("", |s| text(s, "/metadata/name"));
-    let mut conditions = list(&deployment, "/status/conditions").to_vec();
-    let (_, unavailable) = bounds(&deployment, replicas);
-    if available >= replicas - unavailable {
-        put_condition(&mut conditions, "Available", "True", "MinimumReplicasAvailable", "Deployment has minimum availability.");
-    } else {
-        put_condition(&mut conditions, "Available", "False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.");
-    }
-    let complete = updated == replicas && all == replicas && sum("availableReplicas", true) >= replicas;
-    let before = (number(&deployment, "/status/updatedReplicas", 0), number(&deployment, "/status/availableReplicas", 0), number(&deployment, "/status/replicas", 0));
-    let progressing = conditions.iter().find(|c| c["type"] == "Progressing").cloned().unwrap_or_default();
-    let idle = super::seconds_since(text(&progressing, "/lastUpdateTime")).unwrap_or(0);
+fn progressing(deployment: &Value, name: &str, complete: bool, moved: bool) -> Value {
+    let old = list(deployment, "/status/conditions").iter().find(|c| c["type"] == "Progressing");
     if complete {
-        let message = format!("ReplicaSet \"{set_name}\" has successfully progressed.");
-        put_condition(&mut conditions, "Progressing", "True", "NewReplicaSetAvailable", &message);
-    } else if before != (updated, available, all) || progressing.is_null() || progressing["reason"] == "NewReplicaSetAvailable" {
-        conditions.retain(|c| c["type"] != "Progressing");
-        let message = format!("ReplicaSet \"{set_name}\" is progressing.");
-        put_condition(&mut conditions, "Progressing", "True", "ReplicaSetUpdated", &message);
-    } else if idle > number(&deployment, "/spec/progressDeadlineSeconds", 600) {
-        let message = format!("ReplicaSet \"{set_name}\" has timed out progressing.");
-        put_condition(&mut conditions, "Progressing", "False", "ProgressDeadlineExceeded", &message);
+        let message = format!("ReplicaSet \"{name}\" has successfully progressed.");
+        return condition(deployment, "Progressing", true, "NewReplicaSetAvailable", &message);
     }
-    conditions.retain(|c| c["type"] != "ReplicaFailure");
-    conditions.extend(current.into_iter().flat_map(|s| list(s, "/status/conditions")).filter(|c| c["type"] == "ReplicaFailure").cloned());
-    let mut status = json!({
-        "observedGeneration": deployment["metadata"]["generation"], "replicas": all, "updatedReplicas": updated,
-        "readyReplicas": ready, "availableReplicas": available, "unavailableReplicas": (all.max(replicas) - available).max(0), "conditions": conditions,
-    });
-    // Zero is written as nothing, as clients know it; `replicas` and its kin are kept so that a reader can compare them.
-    if status["unavailableReplicas"] == 0
-        && let Some(map) = status.as_object_mut()
+    let limit = number(deployment, "/spec/progressDeadlineSeconds", 600);
+    // A new version has its time from its first step on.
+    let same = old.is_some_and(|o| text(o, "/message").contains(&format!("\"{name}\"")) && o["reason"] != "NewReplicaSetAvailable");
+    let since = old.filter(|_| same).and_then(|o| pods::seconds(text(o, "/lastUpdateTime")));
+    if let Some(since) = since
+        && !moved
+        && crate::apiserver::api::seconds() - since > limit
     {
-        map.remove("unavailableReplicas");
+        let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
+        return condition(deployment, "Progressing", false, "ProgressDeadlineExceeded", &message);
     }
-    cx.status(&resource::DEPLOYMENTS, &deployment, status).await;
+    let mut out = condition(deployment, "Progressing", true, "ReplicaSetUpdated", &format!("ReplicaSet \"{name}\" is progressing."));
+    if moved {
+        out["lastUpdateTime"] = json!(crate::now());
+    }
+    out
+}
+
+fn status(deployment: &Value, new: &Value, all: &[Value]) -> Value {
+    let sum = |key: &str| all.iter().map(|s| number(s, &format!("/status/{key}"), 0)).sum::<i64>();
+    let plan = plan(deployment);
+    let updated = number(new, "/status/replicas", 0);
+    let (replicas, ready, available) = (sum("replicas"), sum("readyReplicas"), sum("availableReplicas"));
+    let enough = available >= plan.replicas - plan.unavailable;
+    let (reason, message) = if enough {
+        ("MinimumReplicasAvailable", "Deployment has minimum availability.")
+    } else {
+        ("MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
+    };
+    let complete = updated == plan.replicas && replicas == plan.replicas && available >= plan.replicas;
+    let before = |key: &str| number(deployment, &format!("/status/{key}"), 0);
+    let moved = updated > before("updatedReplicas") || ready > before("readyReplicas") || available > before("availableReplicas");
+    let mut conditions = vec![
+        condition(deployment, "Available", enough, reason, message),
+        progressing(deployment, text(new, "/metadata/name"), complete, moved),
+    ];
+    conditions.extend(all.iter().flat_map(|s| list(s, "/status/conditions")).find(|c| c["type"] == "ReplicaFailure").cloned());
+    let mut out = json!({
+        "observedGeneration": deployment["metadata"]["generation"], "replicas": replicas, "updatedReplicas": updated,
+        "readyReplicas": ready, "availableReplicas": available, "conditions": conditions,
+    });
+    let missing = (plan.replicas - available).max(0);
+    if missing > 0 {
+        out["unavailableReplicas"] = json!(missing);
+    }
+    out
+}
+
+/// One step of the rollout, and the report.
+pub(super) async fn reconcile(api: Api, deployment: Value) -> Again {
+    if pods::terminating(&deployment) {
+        return Ok(None);
+    }
+    let (ns, name) = id(&deployment);
+    let owned = async || -> Result<Vec<Value>, Status> {
+        let mut sets = api.list(&resource::REPLICASETS, Some(&ns), None).await?.items;
+        sets.retain(|s| pods::owned(s, &deployment));
+        sets.sort_by_key(revision);
+        Ok(sets)
+    };
+    let mut sets = owned().await?;
+    let paused = flag(&deployment, "/spec/paused");
+    if !paused || sets.is_empty() {
+        present(&api, &deployment, &sets).await?;
+        sets = owned().await?;
+    }
+    // A paused deployment is scaled, not rolled out.
+    let hash = if paused { text(sets.last().unwrap_or(&Value::Null), "/metadata/labels/pod-template-hash").to_owned() } else { hash(&deployment) };
+    let (mut new, old): (Vec<Value>, Vec<Value>) = sets.into_iter().partition(|s| s["metadata"]["labels"][HASH] == hash.as_str());
+    let Some(new) = new.pop() else { return Ok(Some(Duration::from_millis(50))) };
+    let counts: Vec<Count> = old.iter().map(count).collect();
+    let (size, sizes) = step(plan(&deployment), count(&new), &counts);
+    if paused && old.iter().any(|s| number(s, "/spec/replicas", 0) > 0) {
+        // In the middle of a rollout nothing moves.
+    } else {
+        scale(&api, &deployment, &new, size).await?;
+        for (set, size) in old.iter().zip(sizes) {
+            scale(&api, &deployment, set, size).await?;
+        }
+    }
+    let keep = number(&deployment, "/spec/revisionHistoryLimit", 10).max(0) as usize;
+    let idle: Vec<&Value> = old.iter().filter(|s| count(s) == Count::default()).collect();
+    for set in &idle[..idle.len().saturating_sub(keep)] {
+        api.delete(&resource::REPLICASETS, Some(&ns), text(set, "/metadata/name"), DeleteOptions::default()).await?;
+    }
+    let mut current = api.get(&resource::DEPLOYMENTS, Some(&ns), &name).await?;
+    if current["metadata"]["generation"] != deployment["metadata"]["generation"] {
+        return Ok(Some(Duration::ZERO));
+    }
+    if revision(&current) != revision(&new) {
+        let body = json!({"metadata": {"annotations": {REVISION: revision(&new).to_string()}}});
+        current = api.patch(&resource::DEPLOYMENTS, Some(&ns), &name, None, PatchKind::Merge, body).await?;
+    }
+    let all = owned().await?;
+    let new = all.iter().find(|s| s["metadata"]["uid"] == new["metadata"]["uid"]).cloned().unwrap_or(new);
+    let status = status(&current, &new, &all);
+    let waits = status["conditions"][1]["reason"] == "ReplicaSetUpdated";
+    write_status(&api, &resource::DEPLOYMENTS, &current, status).await?;
+    // The deadline has to be noticed even if nothing happens.
+    Ok(waits.then_some(Duration::from_secs(5)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Plays a rollout in which pods become available one step later, and checks the bounds in every state.
+    fn roll(plan: Plan, mut old: Vec<Count>) -> usize {
+        let mut new = Count::default();
+        for round in 0..100 {
+            let (size, sizes) = step(plan, new, &old);
+            let done = new.available == plan.replicas && new.wanted == plan.replicas && old.iter().all(|c| c.pods == 0);
+            if done {
+                return round;
+            }
+            new.wanted = size;
+            for (count, size) in old.iter_mut().zip(sizes) {
+                count.wanted = size;
+                count.pods = size;
+                count.available = count.available.min(size);
+            }
+            let total: i64 = new.wanted + old.iter().map(|c| c.wanted).sum::<i64>();
+            let available: i64 = new.available + old.iter().map(|c| c.available).sum::<i64>();
+            if !plan.recreate {
+                assert!(total <= plan.replicas + plan.surge, "too many: {new:?} {old:?}");
+                assert!(available >= plan.replicas - plan.unavailable, "too few: {new:?} {old:?}");
+            } else {
+                assert!(new.wanted == 0 || old.iter().all(|c| c.pods == 0), "both at once: {new:?} {old:?}");
+            }
+            new.pods = new.wanted;
+            if round % 2 == 1 {
+                new.available = new.wanted;
+            }
+        }
+        panic!("the rollout never ends: {new:?} {old:?}");
+    }
+
     #[test]
-    fn a_roll_never_leaves_its_bounds_and_ends() {
-        for replicas in 0..8_i64 {
-            for percent in [(1, 0), (0, 1), (2, 3), (replicas.max(1), 0)] {
-                let full = |n| Count { wanted: n, pods: n, available: n };
-                let (mut new, mut old) = (full(0), vec![full(replicas)]);
-                let mut rounds = 0;
-                while new != full(replicas) || old[0].wanted != 0 {
-                    let (n, o) = step(replicas, percent, new, &old);
-                    assert!(n + o[0] <= replicas + percent.0, "surge {percent:?} of {replicas}: {n} + {o:?}");
-                    // Pods of the new set become available one at a time, and after the step.
-                    let available = (new.available + 1).min(n);
-                    assert!(new.available + o[0] >= replicas - percent.1, "available {percent:?} of {replicas}");
-                    new = Count { wanted: n, pods: n, available };
-                    old = vec![full(o[0])];
-                    rounds += 1;
-                    assert!(rounds < 100, "{percent:?} of {replicas} doesn't end");
+    fn every_rollout_ends_and_never_leaves_its_bounds() {
+        for replicas in 1..7 {
+            for surge in 0..3 {
+                for unavailable in 0..3 {
+                    if surge == 0 && unavailable == 0 {
+                        continue;
+                    }
+                    let plan = Plan { replicas, surge, unavailable: unavailable.min(replicas), recreate: false };
+                    let full = Count { wanted: replicas, pods: replicas, available: replicas };
+                    roll(plan, vec![full]);
+                    if replicas > 1 {
+                        let a = Count { wanted: 1, pods: 1, available: 1 };
+                        let b = Count { wanted: replicas - 1, pods: replicas - 1, available: replicas - 1 };
+                        roll(plan, vec![a, b]);
+                    }
                 }
             }
+            let full = Count { wanted: replicas, pods: replicas, available: replicas };
+            roll(Plan { replicas, surge: 0, unavailable: 0, recreate: true }, vec![full]);
         }
     }
 
     #[test]
-    fn broken_old_pods_go_first_and_unready_new_ones_hold_the_roll() {
-        let c = |wanted, available| Count { wanted, pods: wanted, available };
-        assert_eq!(step(3, (1, 0), c(1, 0), &[c(3, 3)]), (1, vec![3]));
-        assert_eq!(step(3, (1, 0), c(1, 1), &[c(3, 2)]), (1, vec![2]));
-        assert_eq!(step(2, (1, 0), c(5, 5), &[]), (2, vec![]));
+    fn scaling_needs_no_rollout() {
+        let plan = |replicas| Plan { replicas, surge: 1, unavailable: 0, recreate: false };
+        let three = Count { wanted: 3, pods: 3, available: 3 };
+        assert_eq!(step(plan(5), three, &[]), (5, vec![]));
+        assert_eq!(step(plan(1), three, &[]), (1, vec![]));
+        assert_eq!(step(plan(0), three, &[]), (0, vec![]));
+        // An old version that never became available blocks nothing.
+        let broken = Count { wanted: 1, pods: 1, available: 0 };
+        assert_eq!(step(plan(3), three, &[broken]), (3, vec![0]));
     }
 
     #[test]
-    fn percentages_round_as_kubernetes_does() {
-        assert_eq!(bounds(&json!({}), 3), (1, 0));
-        assert_eq!(bounds(&json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "50%"}}}}), 3), (0, 1));
-        assert_eq!(bounds(&json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}}), 3), (0, 1));
+    fn a_replica_set_carries_the_hash_everywhere() {
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "d", "namespace": "n", "uid": "u", "annotations": {"a": "b", "kubectl.kubernetes.io/last-applied-configuration": "x"}},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "d"}}, "template": {"metadata": {"labels": {"app": "d"}}, "spec": {}}}});
+        let set = new_set(&deployment, "abc", 4);
+        for pointer in ["/metadata/labels", "/spec/selector/matchLabels", "/spec/template/metadata/labels"] {
+            assert_eq!(set.pointer(pointer), Some(&json!({"app": "d", "pod-template-hash": "abc"})), "{pointer}");
+        }
+        assert_eq!(set["metadata"]["annotations"], json!({REVISION: "4", "a": "b", "deployment.kubernetes.io/desired-replicas": "2"}));
+        assert_eq!(revision(&set), 4);
     }
 }

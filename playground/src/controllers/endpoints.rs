@@ -1,187 +1,215 @@
-//! EndpointSlices, and the older Endpoints, of Services with a selector.
+//! Service + pods → EndpointSlices, and the older Endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Context, deleting, ended};
-use crate::apiserver::{resource, selector::Labels};
-use crate::json::{condition, digest, flag, id, list, text};
+use super::{Again, pods};
+use crate::apiserver::{Api, DeleteOptions, Status, resource};
+use crate::json::{digest, entries, flag, id, list, text};
 
-const MANAGED: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "endpointslice-controller.k8s.io";
 const SERVICE: &str = "kubernetes.io/service-name";
 
-/// A Service's ports as this pod has them; a port whose name the pod doesn't know is left out.
+/// The ports of a Service as this pod has them: a named target port is looked up in its containers.
 fn ports(service: &Value, pod: &Value) -> Vec<Value> {
-    let number = |port: &Value| -> Option<u64> {
-        let target = match port.get("targetPort") {
-            None | Some(Value::Null) => &port["port"],
-            Some(target) => target,
-        };
-        if let Some(n) = target.as_u64() {
-            return Some(n);
-        }
-        let name = target.as_str()?;
-        let containers = list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always"));
-        containers.flat_map(|c| list(c, "/ports")).find(|p| p["name"] == name)?["containerPort"].as_u64()
-    };
     let mut out = Vec::new();
+    let containers = || list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always"));
     for port in list(service, "/spec/ports") {
-        if let Some(n) = number(port) {
-            let protocol = if text(port, "/protocol").is_empty() { "TCP" } else { text(port, "/protocol") };
-            let mut own = json!({"name": text(port, "/name"), "port": n, "protocol": protocol});
-            if let Some(app) = port.get("appProtocol") {
-                own["appProtocol"] = app.clone();
+        let protocol = if text(port, "/protocol").is_empty() { "TCP" } else { text(port, "/protocol") };
+        let number = match &port["targetPort"] {
+            Value::String(name) => name.parse().ok().or_else(|| {
+                let same = |p: &&Value| p["name"] == name.as_str() && (p["protocol"] == protocol || p["protocol"].is_null());
+                containers().flat_map(|c| list(c, "/ports")).find(same)?["containerPort"].as_u64()
+            }),
+            Value::Number(n) if n.as_u64() != Some(0) => n.as_u64(),
+            _ => port["port"].as_u64(),
+        };
+        if let Some(number) = number {
+            let mut entry = json!({"name": text(port, "/name"), "port": number, "protocol": protocol});
+            if let Some(app) = port["appProtocol"].as_str() {
+                entry["appProtocol"] = json!(app);
             }
-            out.push(own);
+            out.push(entry);
         }
     }
     out
 }
 
-fn endpoint(service: &Value, pod: &Value) -> Value {
-    let ready = condition(pod, "Ready");
-    let going = deleting(pod);
+fn endpoint(service: &Value, pod: &Value, address: &str) -> Value {
+    let (ready, leaving) = (pods::ready(pod), pods::terminating(pod));
+    let published = flag(service, "/spec/publishNotReadyAddresses");
     let mut out = json!({
-        "addresses": [text(pod, "/status/podIP")],
-        "conditions": {"ready": flag(service, "/spec/publishNotReadyAddresses") || ready && !going, "serving": ready, "terminating": going},
-        "nodeName": text(pod, "/spec/nodeName"),
+        "addresses": [address], "nodeName": pod["spec"]["nodeName"],
+        "conditions": {"ready": published || ready && !leaving, "serving": ready, "terminating": leaving},
         "targetRef": {"kind": "Pod", "namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]},
     });
-    let (host, subdomain) = (text(pod, "/spec/hostname"), text(pod, "/spec/subdomain"));
-    if !host.is_empty() && subdomain == text(service, "/metadata/name") {
+    let host = text(pod, "/spec/hostname");
+    if !host.is_empty() && pod["spec"]["subdomain"] == service["metadata"]["name"] {
         out["hostname"] = json!(host);
     }
     out
 }
 
-/// The slices of a Service, one per list of ports: pods may give a named port different numbers.
-fn slices(service: &Value, pods: &[Value]) -> Vec<Value> {
-    let selector = Labels::from_object(Some(&json!({"matchLabels": service["spec"]["selector"]}))).unwrap_or_default();
-    let ns = text(service, "/metadata/namespace");
-    let mut groups: BTreeMap<String, (Vec<Value>, Vec<Value>)> = BTreeMap::new();
+/// The slices that a Service should have, by name.
+fn slices(service: &Value, pods: &[Value]) -> BTreeMap<String, Value> {
+    let families: BTreeSet<&str> = list(service, "/spec/ipFamilies").iter().filter_map(Value::as_str).collect();
+    let families = if families.is_empty() { BTreeSet::from(["IPv4"]) } else { families };
+    let mut groups: BTreeMap<(String, String), (Vec<Value>, Vec<Value>)> = BTreeMap::new();
     for pod in pods {
-        let counts = text(pod, "/metadata/namespace") == ns && selector.matches(pod) && !ended(pod) && !text(pod, "/status/podIP").is_empty();
-        if counts {
-            let ports = ports(service, pod);
-            groups.entry(digest(&json!(ports))).or_insert_with(|| (ports, Vec::new())).1.push(endpoint(service, pod));
+        let ports = ports(service, pod);
+        for address in list(pod, "/status/podIPs").iter().map(|a| text(a, "/ip")) {
+            let family = if address.contains(':') { "IPv6" } else { "IPv4" };
+            if families.contains(family) {
+                let group = groups.entry((family.to_owned(), json!(ports).to_string())).or_insert_with(|| (ports.clone(), Vec::new()));
+                group.1.push(endpoint(service, pod, address));
+            }
         }
     }
-    if groups.is_empty() {
-        groups.insert("empty".into(), (Vec::new(), Vec::new()));
+    // A Service without pods has one empty slice, which tells those who watch that it is known.
+    for family in families {
+        if !groups.keys().any(|(f, _)| f == family) {
+            groups.insert((family.to_owned(), String::new()), (Vec::new(), Vec::new()));
+        }
     }
-    let name = text(service, "/metadata/name");
-    let mut labels = service["metadata"]["labels"].as_object().cloned().unwrap_or_default();
-    labels.insert(SERVICE.into(), json!(name));
-    labels.insert(MANAGED.into(), json!("endpointslice-controller.k8s.io"));
-    if service["spec"]["clusterIP"] == "None" {
-        labels.insert("service.kubernetes.io/headless".into(), json!(""));
+    let (ns, name) = id(service);
+    let mut labels = json!({});
+    for (key, value) in entries(service, "/metadata/labels") {
+        labels[key] = json!(value);
+    }
+    labels[SERVICE] = json!(name);
+    labels["endpointslice.kubernetes.io/managed-by"] = json!(MANAGER);
+    if text(service, "/spec/clusterIP") == "None" {
+        labels["service.kubernetes.io/headless"] = json!("");
     }
     groups
         .into_iter()
-        .map(|(hash, (ports, endpoints))| {
-            json!({
-                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-                "metadata": {"name": format!("{name}-{}", &hash[..5]), "namespace": ns, "labels": labels,
-                    "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": name, "uid": service["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true}]},
-                "ports": ports, "endpoints": endpoints,
-            })
+        .map(|((family, _), (ports, mut endpoints))| {
+            endpoints.sort_by_key(|e| e["addresses"][0].to_string());
+            let slice = format!("{name}-{}", digest(&json!([service["metadata"]["uid"], family, ports])));
+            let object = json!({
+                "metadata": {"name": slice, "namespace": ns, "labels": labels, "ownerReferences": [pods::reference(service)]},
+                "addressType": family, "endpoints": endpoints, "ports": ports,
+            });
+            (slice, object)
         })
         .collect()
 }
 
-/// The Endpoints object that says the same.
-fn classic(service: &Value, slices: &[Value]) -> Value {
-    let mut subsets = Vec::new();
-    for slice in slices {
-        let pick = |ready: bool| -> Vec<Value> {
-            let chosen = list(slice, "/endpoints").iter().filter(|e| (e["conditions"]["ready"] == true) == ready && e["conditions"]["terminating"] != true);
-            chosen.map(|e| json!({"ip": e["addresses"][0], "nodeName": e["nodeName"], "targetRef": e["targetRef"]})).collect()
+/// The `subsets` of the Endpoints object, IPv4 only as ever.
+fn subsets(slices: &BTreeMap<String, Value>) -> Value {
+    let mut out = Vec::new();
+    for slice in slices.values().filter(|s| s["addressType"] == "IPv4") {
+        let of = |ready: bool| -> Vec<Value> {
+            let some = list(slice, "/endpoints").iter().filter(|e| e["conditions"]["ready"] == ready && e["conditions"]["terminating"] != true);
+            let address = |e: &Value| json!({"ip": e["addresses"][0], "nodeName": e["nodeName"], "targetRef": e["targetRef"]});
+            some.map(address).collect()
         };
-        let (ready, not_ready) = (pick(true), pick(false));
         let mut subset = json!({"ports": slice["ports"]});
-        if !ready.is_empty() {
-            subset["addresses"] = json!(ready);
-        }
-        if !not_ready.is_empty() {
-            subset["notReadyAddresses"] = json!(not_ready);
+        for (key, addresses) in [("addresses", of(true)), ("notReadyAddresses", of(false))] {
+            if !addresses.is_empty() {
+                subset[key] = json!(addresses);
+            }
         }
         if subset.as_object().is_some_and(|s| s.len() > 1) {
-            subsets.push(subset);
+            out.push(subset);
         }
     }
-    let meta = &service["metadata"];
-    let mut labels = meta["labels"].as_object().cloned().unwrap_or_default();
-    labels.insert("endpoints.kubernetes.io/managed-by".into(), json!("endpoint-controller"));
-    json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": meta["name"], "namespace": meta["namespace"], "labels": labels,
-        "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta["uid"]}]}, "subsets": subsets})
+    json!(out)
 }
 
-/// Writes an object if it differs in what is ours.
-async fn put(cx: &Context, gvr: &resource::Gvr, old: Option<&Value>, new: Value, keys: &[&str]) {
-    let (ns, name) = id(&new);
-    let result = match old {
-        None => cx.api.create(gvr, Some(&ns), new).await.map(drop),
-        Some(old) if keys.iter().all(|k| old.get(*k) == new.get(*k)) && old["metadata"]["labels"] == new["metadata"]["labels"] => Ok(()),
-        Some(old) => {
-            let mut changed = old.clone();
-            for key in keys {
-                changed[*key] = new[*key].clone();
-            }
-            changed["metadata"]["labels"] = new["metadata"]["labels"].clone();
-            cx.api.update(gvr, changed).await.map(drop)
+async fn write_endpoints(api: &Api, service: &Value, subsets: Value) -> Result<(), Status> {
+    let (ns, name) = id(service);
+    let mut object = match api.get(&resource::ENDPOINTS, Some(&ns), &name).await {
+        Ok(old) => old,
+        Err(e) if e.is_not_found() => {
+            json!({"metadata": {"name": name, "namespace": ns, "ownerReferences": [pods::reference(service)]}})
         }
+        Err(e) => return Err(e),
     };
-    if let Err(e) = result
-        && !e.is_conflict()
-        && !e.is_not_found()
-        && !e.is_already_exists()
-    {
-        tracing::warn!("{} {ns}/{name}: {e}", gvr.resource);
+    if object["subsets"] == subsets {
+        return Ok(());
     }
+    object["subsets"] = subsets;
+    if object["metadata"]["resourceVersion"].is_null() {
+        api.create(&resource::ENDPOINTS, Some(&ns), object).await?;
+    } else {
+        api.update(&resource::ENDPOINTS, object).await?;
+    }
+    Ok(())
 }
 
-pub(super) async fn pass(cx: &Context) {
-    let (services, pods) = (cx.all(&resource::SERVICES).await, cx.all(&resource::PODS).await);
-    let (old_slices, old_endpoints) = (cx.all(&resource::ENDPOINTSLICES).await, cx.all(&resource::ENDPOINTS).await);
-    for service in services.iter().filter(|s| !deleting(s)) {
-        let key = id(service);
-        let has_selector = service["spec"]["selector"].as_object().is_some_and(|s| !s.is_empty());
-        if !has_selector || text(service, "/spec/type") == "ExternalName" {
-            continue;
-        }
-        let wanted = slices(service, &pods);
-        let mut names = BTreeSet::new();
-        for slice in &wanted {
-            let (ns, name) = id(slice);
-            let old = old_slices.iter().find(|o| id(o) == (ns.clone(), name.clone()));
-            put(cx, &resource::ENDPOINTSLICES, old, slice.clone(), &["ports", "endpoints"]).await;
-            names.insert(name);
-        }
-        let mine = |o: &&Value| o["metadata"]["labels"][SERVICE] == key.1.as_str() && !o["metadata"]["labels"][MANAGED].is_null() && id(o).0 == key.0;
-        for old in old_slices.iter().filter(mine).filter(|o| !names.contains(&id(o).1)) {
-            cx.delete(&resource::ENDPOINTSLICES, old).await;
-        }
-        let old = old_endpoints.iter().find(|o| id(o) == key);
-        put(cx, &resource::ENDPOINTS, old, classic(service, &wanted), &["subsets"]).await;
+/// Brings the slices of one Service up to date. Those of a Service without selector are its owner's business.
+pub(super) async fn reconcile(api: Api, service: Value) -> Again {
+    let has_selector = entries(&service, "/spec/selector").next().is_some();
+    if !has_selector || text(&service, "/spec/type") == "ExternalName" || pods::terminating(&service) {
+        return Ok(None);
     }
+    let (ns, name) = id(&service);
+    let mut selected = api.list(&resource::PODS, Some(&ns), None).await?.items;
+    selected.retain(|p| !pods::ended(p) && entries(&service, "/spec/selector").all(|(k, v)| p["metadata"]["labels"][k] == v));
+    let wanted = slices(&service, &selected);
+    let mut existing = api.list(&resource::ENDPOINTSLICES, Some(&ns), None).await?.items;
+    existing.retain(|s| s["metadata"]["labels"][SERVICE] == name.as_str() && pods::owned(s, &service));
+    for (slice, object) in &wanted {
+        let Some(old) = existing.iter().find(|s| s["metadata"]["name"] == slice.as_str()) else {
+            api.create(&resource::ENDPOINTSLICES, Some(&ns), object.clone()).await?;
+            continue;
+        };
+        let mut new = old.clone();
+        for key in ["endpoints", "ports"] {
+            new[key] = object[key].clone();
+        }
+        new["metadata"]["labels"] = object["metadata"]["labels"].clone();
+        if new != *old {
+            api.update(&resource::ENDPOINTSLICES, new).await?;
+        }
+    }
+    for old in existing.iter().filter(|s| !wanted.contains_key(text(s, "/metadata/name"))) {
+        api.delete(&resource::ENDPOINTSLICES, Some(&ns), text(old, "/metadata/name"), DeleteOptions::default()).await?;
+    }
+    write_endpoints(&api, &service, subsets(&wanted)).await?;
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pod(name: &str, ready: &str, port: u16) -> Value {
+        json!({"metadata": {"name": name, "namespace": "n"},
+            "spec": {"hostname": name, "subdomain": "s", "containers": [{"ports": [{"name": "http", "containerPort": port}]}]},
+            "status": {"podIPs": [{"ip": format!("10.0.0.{port}")}, {"ip": format!("fd00::{port}")}], "conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
     #[test]
-    fn a_named_port_is_each_pods_own() {
-        let service = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"selector": {"a": "b"}, "ports": [{"name": "h", "port": 80, "targetPort": "web"}]}});
-        let pod = |ip: &str, port: u16, ready: &str| {
-            json!({"metadata": {"name": ip, "namespace": "n", "labels": {"a": "b"}}, "spec": {"containers": [{"ports": [{"name": "web", "containerPort": port}]}]},
-                "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}})
-        };
-        let pods = [pod("10.0.0.1", 1, "True"), pod("10.0.0.2", 2, "True"), pod("10.0.0.3", 2, "False")];
-        let got = slices(&service, &pods);
-        assert_eq!(got.len(), 2);
-        let ready: Vec<_> = crate::services::backends(&got.into_iter().map(std::sync::Arc::new).collect::<Vec<_>>(), "n", "s", "h");
-        assert_eq!(ready, [("10.0.0.1".parse().unwrap(), 1), ("10.0.0.2".parse().unwrap(), 2)]);
+    fn pods_with_other_ports_get_slices_of_their_own() {
+        let service = json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"}, "spec": {"ports": [{"name": "web", "port": 80, "targetPort": "http"}]}});
+        let found = slices(&service, &[pod("a", "True", 1), pod("b", "False", 1), pod("c", "True", 2)]);
+        assert_eq!(found.len(), 2);
+        let two = found.values().find(|s| s["ports"][0]["port"] == 1).unwrap();
+        assert_eq!(two["endpoints"].as_array().unwrap().len(), 2);
+        let of = |host: &str| two["endpoints"].as_array().unwrap().iter().find(|e| e["hostname"] == host).unwrap()["conditions"]["ready"].clone();
+        assert_eq!((of("a"), of("b")), (json!(true), json!(false)));
+        let sets = subsets(&found);
+        assert_eq!(sets.as_array().unwrap().iter().filter(|s| s.get("notReadyAddresses").is_some()).count(), 1);
+    }
+
+    #[test]
+    fn a_service_without_pods_has_one_empty_slice_per_family() {
+        let service = json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"}, "spec": {"ipFamilies": ["IPv4", "IPv6"], "ports": [{"port": 80}]}});
+        assert_eq!(slices(&service, &[]).len(), 2);
+        let both = slices(&service, &[pod("a", "True", 1)]);
+        assert_eq!(both.values().filter(|s| s["addressType"] == "IPv6").count(), 1);
+        assert_eq!(subsets(&both).as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_is_leaving_serves_but_gets_nothing_new() {
+        let mut leaving = pod("a", "True", 1);
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let one = endpoint(&json!({"metadata": {"name": "x"}}), &leaving, "10.0.0.1");
+        assert_eq!(one["conditions"], json!({"ready": false, "serving": true, "terminating": true}));
+        assert!(one.get("hostname").is_none());
     }
 }
