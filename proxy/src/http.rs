@@ -303,6 +303,7 @@ async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
         }
     })
     .await;
+    worker.pool.forget(&plan);
     if let Err(error) = ended {
         tracing::debug!(peer = %down.peer, %error, "an HTTP/2 connection ended with an error");
     }

@@ -17,6 +17,9 @@ pub struct Plan {
     pub target: SocketAddr,
     /// The source address to bind, if one has to be: 127.0.0.6 / ::6 towards the app, the client's own in TPROXY mode.
     pub source: Option<IpAddr>,
+    /// Whose connection it is, where it is no other client's: an address that the kernel may balance (a Service's) has to be
+    /// connected anew for each connection of the app, or one endpoint would get all of its requests.
+    pub client: Option<SocketAddr>,
 }
 
 /// Why a connection could not be made.
@@ -51,7 +54,8 @@ pub fn plan(worker: &Worker, down: &Downstream) -> Plan {
         (Mode::Redirect, SocketAddr::V4(_)) => names::PASSTHROUGH_V4.into(),
         (Mode::Redirect, SocketAddr::V6(_)) => names::PASSTHROUGH_V6.into(),
     });
-    Plan { target, source }
+    let client = (down.direction == Direction::Outbound && !down.fixed).then_some(down.peer);
+    Plan { target, source, client }
 }
 
 /// Whether a connection to `target` would come back to one of our own listeners: the port is one of theirs, and the address

@@ -65,11 +65,9 @@ fn sample(line: &str) -> Option<Sample> {
 
 /// The sum of the series of this name whose labels have these values.
 pub fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
-    samples
-        .iter()
-        .filter(|s| s.name == name && labels.iter().all(|(k, v)| s.labels.get(*k).is_some_and(|have| have == v)))
-        .map(|s| s.value)
-        .sum()
+    let fits = |s: &&Sample| s.name == name && labels.iter().all(|(k, v)| s.labels.get(*k).is_some_and(|have| have == v));
+    // An empty sum would be -0.
+    samples.iter().filter(fits).map(|s| s.value).fold(0.0, |a, b| a + b)
 }
 
 #[cfg(test)]

@@ -259,6 +259,14 @@ impl Pool {
         Self::default()
     }
 
+    /// Lets go of what only one client may use: that client has gone.
+    pub(crate) fn forget(&self, plan: &Plan) {
+        if plan.client.is_some() {
+            self.h1.borrow_mut().remove(plan);
+            self.h2.borrow_mut().remove(plan);
+        }
+    }
+
     /// How many idle HTTP/1 connections it holds.
     pub fn idle(&self) -> usize {
         self.h1.borrow().values().map(Vec::len).sum()
