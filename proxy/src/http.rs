@@ -276,6 +276,7 @@ async fn linger(mut io: Prefixed<TcpStream>) {
 
 async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>) {
     let hop = Hop::new(Rc::clone(&worker), down, Wire::H2, None);
+    let plan = hop.plan;
     let (io, cork) = cork::cork(io);
     let service = service_fn(move |request| forward::handle(request, Rc::clone(&hop), None));
     let connection = http2::Builder::new(LocalExecutor)
