@@ -108,6 +108,10 @@ pub(crate) fn create_node(netns: &str) -> anyhow::Result<()> {
         &[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
+            // Otherwise the bridge itself translates what is addressed to a Service, and drops what would have to go back
+            // out of the port it came from: a pod couldn't reach itself.
+            ("net/bridge/bridge-nf-call-iptables", "0"),
+            ("net/bridge/bridge-nf-call-ip6tables", "0"),
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/default/send_redirects", "0"),
             ("net/ipv4/conf/all/rp_filter", "0"),
