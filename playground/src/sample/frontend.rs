@@ -51,6 +51,9 @@ impl Tally {
 
 type Http = Client<HttpConnector, Empty<Bytes>>;
 
+/// Requests on one connection.
+const CONNECTION: u64 = 10;
+
 async fn call(client: &Http, target: &http::Uri) -> anyhow::Result<(u16, String)> {
     let mut request = http::Request::new(Empty::new());
     *request.uri_mut() = target.clone();
@@ -105,18 +108,24 @@ pub(super) async fn run() -> anyhow::Result<()> {
 
 /// Sends at a fixed rate, whether or not the answers keep up, with a limit of what is under way.
 async fn calls(target: http::Uri, rate: f64, tally: Arc<Mutex<Tally>>, total: Arc<Mutex<BTreeMap<String, u64>>>) {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    let client: Http = Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(10))
-        .build(connector);
+    let fresh = || -> Http {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(10)).build(connector)
+    };
+    let mut client = fresh();
+    let mut sent = 0_u64;
     let limit = Arc::new(tokio::sync::Semaphore::new(256));
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        // A Service is balanced by connection: one that stays open would meet one pod for ever.
+        sent += 1;
+        if sent % CONNECTION == 0 {
+            client = fresh();
+        }
         let (client, target, tally, total) = (client.clone(), target.clone(), tally.clone(), total.clone());
         tokio::spawn(async move {
             let begin = Instant::now();
