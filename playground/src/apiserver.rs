@@ -11,10 +11,12 @@ pub mod backend;
 pub mod defaults;
 mod discovery;
 mod gc;
+mod inflate;
 pub mod patch;
 pub mod resource;
 mod rest;
 pub mod selector;
+mod spdy;
 pub mod status;
 pub mod store;
 mod streams;
@@ -69,10 +71,17 @@ impl Server {
     /// Starts it.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let core = Arc::new(Core::new(config.history, config.service_cidr)?);
-        let mut sans: Vec<String> =
-            ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-                .map(String::from)
-                .into();
+        let mut sans: Vec<String> = [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ]
+        .map(String::from)
+        .into();
         let kubernetes = Ipv4Addr::from(u32::from(config.service_cidr.0) + 1).to_string();
         sans.push(kubernetes.clone());
         sans.extend(config.sans);
