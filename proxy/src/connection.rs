@@ -149,6 +149,7 @@ async fn judged(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstr
     let verdict = match reading.await {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(_)) => {
+            context.worker.recorder.tcp_opened(&down);
             let record = closed(&down, ahead.as_ref(), Some(Flag::DownstreamTermination));
             context.worker.recorder.connection(&record);
             if let Some(server) = &ahead {

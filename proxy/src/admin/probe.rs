@@ -5,8 +5,9 @@ use super::app;
 use crate::settings::Settings;
 use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -15,6 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use weft_api::probe::{Grpc, HttpGet, Probe};
+
+/// Most redirects that a probe follows, as Go's client, which the kubelet uses.
+const REDIRECTS: usize = 10;
 
 /// Performs a probe within its own timeout. The status is the app's; a probe of another kind answers 200.
 pub(super) async fn perform(settings: &Settings, probe: &Probe, headers: &HeaderMap) -> Result<StatusCode, String> {
@@ -37,12 +41,62 @@ pub(super) async fn perform(settings: &Settings, probe: &Probe, headers: &Header
     }
 }
 
+/// Redirects within the same host are followed, ten at most; one that leads elsewhere is an answer, and a good one: the
+/// kubelet does not leave the pod for its probe either.
 async fn http_get(settings: &Settings, get: &HttpGet, headers: &HeaderMap) -> anyhow::Result<StatusCode> {
-    let stream = app::connect(settings, &get.host, get.port).await.context("connecting")?;
+    let path = match get.path.as_str() {
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("/{path}"),
+    };
+    let mut hop = Hop { https: get.scheme.eq_ignore_ascii_case("https"), port: get.port, path };
+    for _ in 0..REDIRECTS {
+        let response = ask(settings, get, &hop, headers).await?;
+        let location = response.headers().get(http::header::LOCATION).and_then(|l| l.to_str().ok());
+        match location.filter(|_| response.status().is_redirection()).and_then(|to| hop.follow(to, &get.host, settings)) {
+            Some(next) => hop = next,
+            None => return Ok(response.status()),
+        }
+    }
+    anyhow::bail!("stopped after {REDIRECTS} redirects")
+}
+
+/// One request of a probe.
+#[derive(Debug, PartialEq, Eq)]
+struct Hop {
+    https: bool,
+    port: u16,
+    path: String,
+}
+
+impl Hop {
+    /// Where a `Location` leads, if that is the same host.
+    fn follow(&self, location: &str, host: &str, settings: &Settings) -> Option<Self> {
+        let location = location.split('#').next().unwrap_or_default();
+        if location.starts_with('/') && !location.starts_with("//") {
+            return Some(Self { path: location.into(), ..*self });
+        }
+        if !location.contains("//") {
+            // Relative to the path's last segment (RFC 3986, section 5.2).
+            let base = self.path.split('?').next().and_then(|p| p.rsplit_once('/')).map_or("", |(base, _)| base);
+            return Some(Self { path: format!("{base}/{location}"), ..*self });
+        }
+        let scheme = if self.https { "https:" } else { "http:" };
+        let whole = if location.starts_with("//") { format!("{scheme}{location}") } else { location.into() };
+        let uri: http::Uri = whole.parse().ok()?;
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let authority = uri.authority()?;
+        let there = authority.host().trim_matches(['[', ']']);
+        let own = if host.is_empty() { settings.app_address().to_string() } else { host.to_owned() };
+        let https = uri.scheme_str() == Some("https");
+        let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
+        there.eq_ignore_ascii_case(&own).then(|| Self { https, port, path: path.into() })
+    }
+}
+
+async fn ask(settings: &Settings, get: &HttpGet, hop: &Hop, headers: &HeaderMap) -> anyhow::Result<Response<Incoming>> {
+    let stream = app::connect(settings, &get.host, hop.port).await.context("connecting")?;
     let peer = stream.peer_addr()?;
-    let path = if get.path.is_empty() { "/" } else { &get.path };
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let mut request = Request::get(path);
+    let mut request = Request::get(&hop.path);
     let named = |name: &str| get.http_headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
     if !named("host") {
         request = request.header("host", peer.to_string());
@@ -60,12 +114,7 @@ async fn http_get(settings: &Settings, get: &HttpGet, headers: &HeaderMap) -> an
         request = request.header(&header.name, &header.value);
     }
     let request = request.body(Empty::<Bytes>::new())?;
-    let response = if get.scheme.eq_ignore_ascii_case("https") {
-        app::send(unverified(stream).await?, request).await?
-    } else {
-        app::send(stream, request).await?
-    };
-    Ok(response.status())
+    if hop.https { app::send(unverified(stream).await?, request).await } else { app::send(stream, request).await }
 }
 
 async fn grpc_health(settings: &Settings, grpc: &Grpc) -> anyhow::Result<StatusCode> {
@@ -138,5 +187,27 @@ impl ServerCertVerifier for Anyone {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_stay_on_the_host() {
+        let settings = Settings::default();
+        let hop = Hop { https: false, port: 8080, path: "/a/b?x=1".into() };
+        let to = |https, port, path: &str| Some(Hop { https, port, path: path.into() });
+        for (location, next) in [
+            ("/c?d=e#f", to(false, 8080, "/c?d=e")),
+            ("c", to(false, 8080, "/a/c")),
+            ("http://127.0.0.1:8081/x", to(false, 8081, "/x")),
+            ("https://127.0.0.1/", to(true, 443, "/")),
+            ("//127.0.0.1:8082", to(false, 8082, "/")),
+            ("http://example.org/", None),
+        ] {
+            assert_eq!(hop.follow(location, "", &settings), next, "{location}");
+        }
     }
 }
