@@ -135,7 +135,8 @@ fn change(admin: &Admin, request: &Request<Incoming>, peer: SocketAddr) -> Resul
         _ => {
             let query = request.uri().query().unwrap_or_default();
             let level = query.split('&').find_map(|p| p.strip_prefix("level="));
-            let level = level.ok_or_else(|| (StatusCode::BAD_REQUEST, "say ?level=FILTER, for example ?level=debug\n".to_owned()))?;
+            let level =
+                level.ok_or_else(|| (StatusCode::BAD_REQUEST, "say ?level=FILTER, for example ?level=debug\n".to_owned()))?;
             let level = level.replace("%3D", "=").replace("%3d", "=").replace("%2C", ",").replace("%2c", ",").replace("%3A", ":");
             (admin.relog)(&level).map_err(|why| (StatusCode::BAD_REQUEST, format!("{level:?}: {why}\n")))?;
             admin.control.set_log_filter(&level);

@@ -6,14 +6,15 @@ use crate::detect::{self, Leaning, Verdict};
 use crate::http::{self, HttpVersion};
 use crate::inbound::Config;
 use crate::io::Prefixed;
+use crate::log;
 use crate::settings::{Listener, Protocol};
 use crate::sys::{self, Pipes};
 use crate::telemetry::{ConnectionRecord, Detected, Flag};
 use crate::upstream::{self, ConnectError};
 use crate::worker::Worker;
-use crate::log;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -30,6 +31,8 @@ pub struct Context {
     pub config: Arc<ArcSwap<Config>>,
     /// Free pipes.
     pub pipes: Pipes,
+    /// How many clients are served.
+    pub clients: Cell<u64>,
 }
 
 /// Serves a connection to its end.
@@ -106,7 +109,7 @@ async fn detected(io: Prefixed<TcpStream>, down: Downstream, context: &Context) 
     let (_, client) = io.into_parts();
     let timeouts = &context.worker.settings.timeouts;
     let mut ahead = None;
-    if tokio::time::timeout(timeouts.detect_silence, client.readable()).await.is_err() {
+    if tokio::time::timeout(timeouts.detect_silence, speaks(&client)).await.is_err() {
         // A silent client: maybe the server is to speak first. Whoever does decides.
         let connecting = async {
             let plan = upstream::plan(&context.worker, &down);
@@ -116,7 +119,7 @@ async fn detected(io: Prefixed<TcpStream>, down: Downstream, context: &Context) 
         let mut connecting = std::pin::pin!(connecting);
         let client_first = tokio::select! {
             biased;
-            _ = client.readable() => true,
+            () = speaks(&client) => true,
             result = &mut connecting => {
                 match result {
                     Ok(server) => ahead = Some(server),
@@ -128,8 +131,8 @@ async fn detected(io: Prefixed<TcpStream>, down: Downstream, context: &Context) 
         if !client_first && let Some(server) = ahead.take() {
             let server_first = tokio::select! {
                 biased;
-                _ = client.readable() => false,
-                _ = server.readable() => true,
+                () = speaks(&client) => false,
+                () = speaks(&server) => true,
             };
             let io = Prefixed::new(bytes::Bytes::new(), client);
             if server_first {
@@ -139,6 +142,12 @@ async fn detected(io: Prefixed<TcpStream>, down: Downstream, context: &Context) 
         }
     }
     judged(Prefixed::new(bytes::Bytes::new(), client), ahead, down, context).await;
+}
+
+/// Waits until a side has sent something, has ended or is broken, and takes nothing from it. Readiness alone does not say
+/// so: a new socket counts as ready until a read has found nothing.
+async fn speaks(stream: &TcpStream) {
+    let _ = stream.peek(&mut [0]).await;
 }
 
 /// Reads what the client says first and acts on it.
@@ -201,13 +210,7 @@ async fn first_bytes(client: &TcpStream, seen: &mut BytesMut) -> io::Result<Verd
 }
 
 /// Carries bytes that are not looked into.
-async fn opaque(
-    io: Prefixed<TcpStream>,
-    ahead: Option<TcpStream>,
-    down: Downstream,
-    kind: Detected,
-    context: &Context,
-) {
+async fn opaque(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstream, kind: Detected, context: &Context) {
     let worker = &context.worker;
     worker.recorder.connection_kind(down.direction, kind);
     let (prefix, client) = io.into_parts();

@@ -72,8 +72,7 @@ impl Config {
             cluster: identity.cluster.clone(),
             ..Workload::default()
         };
-        let ports =
-            settings.ports.iter().map(|&(port, protocol)| (port, Port { protocol, service: None })).collect();
+        let ports = settings.ports.iter().map(|&(port, protocol)| (port, Port { protocol, service: None })).collect();
         Self { version: 0, workload, ports }
     }
 
@@ -96,8 +95,7 @@ impl Config {
                     return Err(format!("ports: port {port} has protocol {number}, which this version does not know"));
                 }
             };
-            let service =
-                declared.service.map(|s| Service { name: s.name, namespace: s.namespace, host: s.host });
+            let service = declared.service.map(|s| Service { name: s.name, namespace: s.namespace, host: s.host });
             if ports.insert(port, Port { protocol, service }).is_some() {
                 return Err(format!("ports: port {port} is declared twice"));
             }
@@ -137,7 +135,9 @@ mod tests {
         assert_eq!(config.protocol(80), Protocol::Http);
         assert_eq!(config.protocol(3306), Protocol::Tcp);
         assert_eq!(config.protocol(81), Protocol::Detect);
-        for (bad, word) in [([(0, 0)].as_slice(), "0"), (&[(70000, 0)], "70000"), (&[(80, 99)], "99"), (&[(80, 1), (80, 2)], "twice")] {
+        for (bad, word) in
+            [([(0, 0)].as_slice(), "0"), (&[(70000, 0)], "70000"), (&[(80, 99)], "99"), (&[(80, 1), (80, 2)], "twice")]
+        {
             assert!(Config::from_wire(1, message(bad)).unwrap_err().contains(word));
         }
     }

@@ -119,5 +119,9 @@ fn ready(port: u16) -> std::io::Result<()> {
     stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(Error::other(answer.lines().last().unwrap_or_default().to_owned())) }
+    if answer.starts_with("HTTP/1.1 200") {
+        Ok(())
+    } else {
+        Err(Error::other(answer.lines().last().unwrap_or_default().to_owned()))
+    }
 }

@@ -108,7 +108,7 @@ pub fn run(settings: Settings, relog: Box<dyn Fn(&str) -> Result<(), String>>) -
                 Err(error) => return tracing::error!("a worker can't start: {error}"),
             };
             let worker = Rc::new(Worker { settings, recorder: Recorder::new(metrics), pool: http::Pool::new(), drain: watch });
-            let context = Rc::new(Context { worker, config, pipes: sys::Pipes::default() });
+            let context = Rc::new(Context { worker, config, pipes: sys::Pipes::default(), clients: std::cell::Cell::new(0) });
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, serve(sockets, context, stopped, waiting));
             // Whatever is left when the process ends is cut off here.
@@ -120,7 +120,8 @@ pub fn run(settings: Settings, relog: Box<dyn Fn(&str) -> Result<(), String>>) -
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (quit, quitting) = watch::channel(false);
-        let control = Control { drain: drain.clone(), quit: Rc::new(quit), waiting, filter: Rc::new(RefCell::new(settings.log.clone())) };
+        let control =
+            Control { drain: drain.clone(), quit: Rc::new(quit), waiting, filter: Rc::new(RefCell::new(settings.log.clone())) };
         let admin = Rc::new(Admin {
             settings: Arc::clone(&settings),
             config: Arc::clone(&config),
@@ -196,7 +197,12 @@ async fn serve(
 }
 
 /// Waits for the signal and sees the connections off.
-async fn end(settings: &Settings, drain: &Drain, stop: &watch::Sender<bool>, mut quitting: watch::Receiver<bool>) -> anyhow::Result<u8> {
+async fn end(
+    settings: &Settings,
+    drain: &Drain,
+    stop: &watch::Sender<bool>,
+    mut quitting: watch::Receiver<bool>,
+) -> anyhow::Result<u8> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let why = tokio::select! {
@@ -235,7 +241,9 @@ async fn end(settings: &Settings, drain: &Drain, stop: &watch::Sender<bool>, mut
     let seconds = began.elapsed().as_secs_f64();
     match code {
         DRAINED => tracing::info!("ended after {seconds:.1} s: drained"),
-        GRACE_OVER => tracing::warn!("ended after {seconds:.1} s: the grace period is over, {} connections are cut off", drain.open()),
+        GRACE_OVER => {
+            tracing::warn!("ended after {seconds:.1} s: the grace period is over, {} connections are cut off", drain.open())
+        }
         _ => tracing::warn!("ended after {seconds:.1} s: a second signal, {} connections are cut off", drain.open()),
     }
     Ok(code)
@@ -243,8 +251,12 @@ async fn end(settings: &Settings, drain: &Drain, stop: &watch::Sender<bool>, mut
 
 /// Whether anybody but the proxy itself listens in this pod.
 fn app_listens(settings: &Settings) -> bool {
-    let own: Vec<u16> =
-        settings.listeners.iter().map(|l| l.address.port()).chain(settings.admin.iter().map(std::net::SocketAddr::port)).collect();
+    let own: Vec<u16> = settings
+        .listeners
+        .iter()
+        .map(|l| l.address.port())
+        .chain(settings.admin.iter().map(std::net::SocketAddr::port))
+        .collect();
     ["/proc/net/tcp", "/proc/net/tcp6"].iter().filter_map(|path| std::fs::read_to_string(path).ok()).any(|table| {
         let foreign = sys::listening_ports(&table).any(|port| !own.contains(&port));
         foreign

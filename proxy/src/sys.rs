@@ -89,6 +89,11 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// How many descriptors the process may have.
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
 /// A pipe through which bytes go from socket to socket without leaving the kernel.
 #[derive(Debug)]
 pub struct Pipe {

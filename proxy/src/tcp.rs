@@ -83,13 +83,7 @@ async fn failed(stream: &TcpStream) {
     }
 }
 
-async fn pump(
-    prefix: &[u8],
-    from: &TcpStream,
-    to: &TcpStream,
-    pipes: &Pipes,
-    count: &Cell<u64>,
-) -> Result<(), Side> {
+async fn pump(prefix: &[u8], from: &TcpStream, to: &TcpStream, pipes: &Pipes, count: &Cell<u64>) -> Result<(), Side> {
     let mut rest = Vec::new();
     if !prefix.is_empty() {
         write_all(to, prefix).await.map_err(|_| Side::Sink)?;

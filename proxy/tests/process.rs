@@ -179,8 +179,14 @@ fn a_half_close_leaves_the_other_way_open() {
 #[test]
 fn bytes_arrive_once_however_they_are_cut() {
     let proxy = Proxy::start(server(echo_at_the_end), "detect", "timeouts: {detect: 300ms}", None);
-    let beginnings: [&[u8]; 6] =
-        [b"\x16\x03\x01\x00\x30\x01\x00\x00\x2cabcdefgh", b"GET", b"GET /x\r\nrest", b"PRI * HTTP/2.0\r\nx", b"P", b"\x00\x01binary"];
+    let beginnings: [&[u8]; 6] = [
+        b"\x16\x03\x01\x00\x30\x01\x00\x00\x2cabcdefgh",
+        b"GET",
+        b"GET /x\r\nrest",
+        b"PRI * HTTP/2.0\r\nx",
+        b"P",
+        b"\x00\x01binary",
+    ];
     thread::scope(|scope| {
         for (number, beginning) in beginnings.into_iter().enumerate() {
             for cut in 0..beginning.len() {
@@ -296,7 +302,8 @@ fn a_connection_to_the_proxy_itself_is_refused_and_counted() {
     std::fs::write(&file, format!("listeners: [{{address: {addr}, direction: outbound}}]\nadmin: {admin}")).unwrap();
     proxy.child.kill().unwrap();
     proxy.child.wait().unwrap();
-    proxy.child = Command::new(env!("CARGO_BIN_EXE_weft-proxy")).arg("--config").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
+    proxy.child =
+        Command::new(env!("CARGO_BIN_EXE_weft-proxy")).arg("--config").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
     (proxy.addr, proxy.admin) = (addr, admin);
     let begun = Instant::now();
     while proxy.get("/healthz/ready").is_none() {
@@ -330,7 +337,12 @@ fn http_goes_through_and_is_counted() {
 
 #[test]
 fn it_is_small_and_soon_ready() {
-    let proxy = Proxy::start(server(|stream| thread::park_timeout(PATIENCE + Duration::from_secs(u64::from(stream.ttl().unwrap())))), "tcp", "", None);
+    let proxy = Proxy::start(
+        server(|stream| thread::park_timeout(PATIENCE + Duration::from_secs(u64::from(stream.ttl().unwrap())))),
+        "tcp",
+        "",
+        None,
+    );
     // The goal is 100 ms for an optimised build on a free machine; this is neither.
     assert!(proxy.ready_after < Duration::from_secs(2), "{:?}", proxy.ready_after);
     drop(proxy);

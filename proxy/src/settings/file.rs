@@ -1,8 +1,6 @@
 //! Settings from a YAML file, for machines without Kubernetes, tests and benchmarks. Unknown keys are refused.
 
-use super::{
-    Identity, Invalid, Listener, LogFormat, Mode, Protocol, Settings, parse_duration, parse_ports,
-};
+use super::{Identity, Invalid, Listener, LogFormat, Mode, Protocol, Settings, parse_duration, parse_ports};
 use crate::conn::Direction;
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -24,8 +24,25 @@ pub const IDLE: Duration = Duration::from_secs(600);
 
 /// Envoy's default buckets, which Istio's dashboards expect.
 const BUCKETS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0, 300_000.0, 600_000.0,
-    1_800_000.0, 3_600_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 
 /// A set of labels, names and values in order.
@@ -224,12 +241,24 @@ impl Metrics {
             ("canonical_revision", known(&w.canonical_revision)),
         ];
         const SOURCE: [&str; 8] = [
-            "source_workload", "source_workload_namespace", "source_principal", "source_app", "source_version", "source_cluster",
-            "source_canonical_service", "source_canonical_revision",
+            "source_workload",
+            "source_workload_namespace",
+            "source_principal",
+            "source_app",
+            "source_version",
+            "source_cluster",
+            "source_canonical_service",
+            "source_canonical_revision",
         ];
         const DESTINATION: [&str; 8] = [
-            "destination_workload", "destination_workload_namespace", "destination_principal", "destination_app", "destination_version",
-            "destination_cluster", "destination_canonical_service", "destination_canonical_revision",
+            "destination_workload",
+            "destination_workload_namespace",
+            "destination_principal",
+            "destination_app",
+            "destination_version",
+            "destination_cluster",
+            "destination_canonical_service",
+            "destination_canonical_revision",
         ];
         let outbound = direction == Direction::Outbound;
         let mut labels: Labels = vec![("reporter", if outbound { "source" } else { "destination" }.into())];
