@@ -185,7 +185,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn check_machine() -> anyhow::Result<()> {
-    ensure!(Uid::effective().is_root(), "the playground makes network namespaces, so it must run as root: try `sudo -E weft playground up`");
+    ensure!(
+        Uid::effective().is_root(),
+        "the playground makes network namespaces, so it must run as root: try `sudo -E weft playground up`"
+    );
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
         ensure!(found.is_ok(), "the program `{program}` is missing: install the package {package}");
@@ -232,7 +235,10 @@ fn up(home: &Home, image_dir: Option<PathBuf>, port: u16) -> anyhow::Result<()> 
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("The playground is up: an API server and one node in network namespaces of this machine, in {}.", home.dir.display());
+    println!(
+        "The playground is up: an API server and one node in network namespaces of this machine, in {}.",
+        home.dir.display()
+    );
     println!("It is for trying and testing; it is not Kubernetes, and it forgets everything at `down`.");
     announce(home);
     Ok(())
@@ -243,7 +249,10 @@ fn announce(home: &Home) {
 }
 
 fn down(home: &Home) -> anyhow::Result<()> {
-    ensure!(Uid::effective().is_root(), "the playground was started as root, so root has to end it: try `sudo weft playground down`");
+    ensure!(
+        Uid::effective().is_root(),
+        "the playground was started as root, so root has to end it: try `sudo weft playground down`"
+    );
     let lock = home.lock()?;
     if let Some(state) = home.running() {
         let pid = Pid::from_raw(state.pid);

@@ -133,7 +133,9 @@ async fn schedule(api: Api, pod: Value) -> Again {
     let (reason, message) = match (gated, unmatched) {
         (false, None) => return api.bind(&ns, &name, node::NAME).await.map(|()| None),
         (true, _) => ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates".to_owned()),
-        (false, Some((key, value))) => ("Unschedulable", format!("0/1 nodes are available: nodeSelector {key}={value} doesn't match the node.")),
+        (false, Some((key, value))) => {
+            ("Unschedulable", format!("0/1 nodes are available: nodeSelector {key}={value} doesn't match the node."))
+        }
     };
     if list(&pod, "/status/conditions").iter().any(|c| c["type"] == "PodScheduled" && c["message"] == message.as_str()) {
         return Ok(None);
@@ -162,7 +164,8 @@ fn condition(before: &Value, kind: &str, status: bool, reason: &str, message: &s
     let status = if status { "True" } else { "False" };
     let old = list(before, "/status/conditions").iter().find(|c| c["type"] == kind);
     let kept = |key: &str, same: bool| {
-        old.filter(|_| same).map_or_else(|| json!(crate::now()), |o| if o[key].is_null() { json!(crate::now()) } else { o[key].clone() })
+        old.filter(|_| same)
+            .map_or_else(|| json!(crate::now()), |o| if o[key].is_null() { json!(crate::now()) } else { o[key].clone() })
     };
     let state = old.is_some_and(|o| o["status"] == status);
     let all = state && old.is_some_and(|o| o["reason"] == reason && o["message"] == message);

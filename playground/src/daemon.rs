@@ -76,7 +76,8 @@ async fn seed(api: &Api) -> anyhow::Result<()> {
     let https = json!([{"name": "https", "port": netns::API_PORT, "protocol": "TCP"}]);
     let dns = json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]);
     for (ns, name, ports) in [("default", "kubernetes", https), ("kube-system", "kube-dns", dns)] {
-        let endpoints = json!({"metadata": {"name": name}, "subsets": [{"addresses": [{"ip": netns::NODE.to_string()}], "ports": ports}]});
+        let endpoints =
+            json!({"metadata": {"name": name}, "subsets": [{"addresses": [{"ip": netns::NODE.to_string()}], "ports": ports}]});
         api.create(&resource::ENDPOINTS, Some(ns), endpoints).await?;
         api.create(&resource::ENDPOINTSLICES, Some(ns), slice(name, ports)).await?;
     }

@@ -62,7 +62,10 @@ fn endpoints(service: &Value, slices: &[Arc<Value>]) -> Endpoints {
             continue;
         }
         let lower = |p: &Value, key: &str| text(p, key).to_lowercase();
-        let ports: Vec<_> = list(slice, "/ports").iter().map(|p| (lower(p, "/name"), lower(p, "/protocol"), p["port"].as_u64().unwrap_or(0) as u16)).collect();
+        let ports: Vec<_> = list(slice, "/ports")
+            .iter()
+            .map(|p| (lower(p, "/name"), lower(p, "/protocol"), p["port"].as_u64().unwrap_or(0) as u16))
+            .collect();
         for endpoint in list(slice, "/endpoints").iter().filter(|e| all || e["conditions"]["ready"] != false) {
             let addresses: Vec<IpAddr> = list(endpoint, "/addresses").iter().filter_map(|a| a.as_str()?.parse().ok()).collect();
             let host = match (text(endpoint, "/hostname"), addresses.first()) {
@@ -105,7 +108,10 @@ pub(crate) fn lookup(name: &str, services: &[Arc<Value>], slices: &[Arc<Value>])
             match ip {
                 Some(_) => list(service, "/spec/ports")
                     .iter()
-                    .filter(|p| text(p, "/name") == port && (text(p, "/protocol").eq_ignore_ascii_case(protocol) || text(p, "/protocol").is_empty()))
+                    .filter(|p| {
+                        text(p, "/name") == port
+                            && (text(p, "/protocol").eq_ignore_ascii_case(protocol) || text(p, "/protocol").is_empty())
+                    })
                     .map(|p| Record::Service(p["port"].as_u64().unwrap_or(0) as u16, base.clone()))
                     .collect(),
                 None => endpoints(service, slices)
@@ -198,52 +204,58 @@ pub(crate) fn answer(query: &[u8], limit: usize, find: impl Fn(&str) -> Option<V
 }
 
 /// Opens the sockets in the node's namespace and serves for as long as the process lives.
+///
+/// It listens on the Service's address itself, beside the node's: a resolver sends its questions for A and AAAA at the same time from
+/// one port, and when two such packets are translated at once the kernel may drop one, which costs five seconds.
 pub(crate) fn start(node: &Arc<Node>) -> anyhow::Result<()> {
-    let address = (netns::NODE, 53).into();
-    let socket = netns::within(&node.netns, move || {
-        let socket = std::net::UdpSocket::bind((netns::NODE, 53))?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    })?;
-    let (udp, tcp) = (UdpSocket::from_std(socket)?, tokio::net::TcpListener::from_std(netns::listen(&node.netns, address)?)?);
-    let first = node.clone();
-    tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        loop {
-            match udp.recv_from(&mut buffer).await {
-                Ok((n, from)) => {
-                    let find = |name: &str| lookup(name, &first.services.all(), &first.slices.all());
-                    if let Some(reply) = answer(&buffer[..n], PLAIN, find) {
-                        let _ = udp.send_to(&reply, from).await;
-                    }
-                }
-                // An ICMP error for an earlier answer.
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    });
-    let second = node.clone();
-    tokio::spawn(async move {
-        loop {
-            let Ok((mut stream, _)) = tcp.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let node = second.clone();
-            tokio::spawn(tokio::time::timeout(Duration::from_secs(10), async move {
-                while let Ok(length) = stream.read_u16().await {
-                    let mut query = vec![0; usize::from(length)];
-                    stream.read_exact(&mut query).await?;
-                    let find = |name: &str| lookup(name, &node.services.all(), &node.slices.all());
-                    let Some(reply) = answer(&query, usize::from(u16::MAX), find) else { break };
-                    stream.write_u16(reply.len() as u16).await?;
-                    stream.write_all(&reply).await?;
-                }
-                std::io::Result::Ok(())
-            }));
-        }
-    });
+    for ip in [netns::NODE, netns::DNS] {
+        let socket = netns::within(&node.netns, move || {
+            let socket = std::net::UdpSocket::bind((ip, 53))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })?;
+        let listener = netns::listen(&node.netns, (ip, 53).into())?;
+        tokio::spawn(udp(node.clone(), UdpSocket::from_std(socket)?));
+        tokio::spawn(tcp(node.clone(), tokio::net::TcpListener::from_std(listener)?));
+    }
     Ok(())
+}
+
+async fn udp(node: Arc<Node>, socket: UdpSocket) {
+    let mut buffer = [0; 4096];
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((n, from)) => {
+                let find = |name: &str| lookup(name, &node.services.all(), &node.slices.all());
+                if let Some(reply) = answer(&buffer[..n], PLAIN, find) {
+                    let _ = socket.send_to(&reply, from).await;
+                }
+            }
+            // An ICMP error for an earlier answer.
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn tcp(node: Arc<Node>, listener: tokio::net::TcpListener) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let node = node.clone();
+        tokio::spawn(tokio::time::timeout(Duration::from_secs(10), async move {
+            while let Ok(length) = stream.read_u16().await {
+                let mut query = vec![0; usize::from(length)];
+                stream.read_exact(&mut query).await?;
+                let find = |name: &str| lookup(name, &node.services.all(), &node.slices.all());
+                let Some(reply) = answer(&query, usize::from(u16::MAX), find) else { break };
+                stream.write_u16(reply.len() as u16).await?;
+                stream.write_all(&reply).await?;
+            }
+            std::io::Result::Ok(())
+        }));
+    }
 }
 
 #[cfg(test)]
@@ -253,10 +265,16 @@ mod tests {
 
     #[test]
     fn names_resolve_as_the_cluster_dns_specification_says() {
-        let service = |name: &str, ip: &str| Arc::new(json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}));
+        let service = |name: &str, ip: &str| {
+            Arc::new(
+                json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}),
+            )
+        };
         let services = [service("a", "10.96.0.2"), service("h", "None")];
-        let slices = [Arc::new(json!({"metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "h"}}, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-            "endpoints": [{"addresses": ["10.0.0.1"], "hostname": "zero"}, {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]}))];
+        let slices = [Arc::new(
+            json!({"metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "h"}}, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "hostname": "zero"}, {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]}),
+        )];
         let find = |name: &str| lookup(name, &services, &slices);
         let ip = |text: &str| Record::Address(text.parse().unwrap());
         let target = |name: &str| format!("{name}.n.svc.cluster.local");
@@ -281,7 +299,8 @@ mod tests {
         let mut query = vec![7, 8, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         encode("a.b", &mut query);
         query.extend([0, 1, 0, 1]);
-        let reply = answer(&query, PLAIN, |name| (name == "a.b").then(|| vec![Record::Address("1.2.3.4".parse().unwrap())])).unwrap();
+        let reply =
+            answer(&query, PLAIN, |name| (name == "a.b").then(|| vec![Record::Address("1.2.3.4".parse().unwrap())])).unwrap();
         assert_eq!((&reply[..2], reply[3], reply[7]), (&[7, 8][..], 0, 1));
         assert_eq!(&reply[reply.len() - 4..], [1, 2, 3, 4]);
         assert_eq!(answer(&query, PLAIN, |_| None).unwrap()[3], 3);

@@ -120,9 +120,12 @@ pub(crate) fn create_node(netns: &str) -> anyhow::Result<()> {
         ],
     )?;
     ip(&format!("-n {netns} link set lo up"))?;
-    ip(&format!("-n {netns} link add br0 type bridge"))?;
+    // With an address of its own: a bridge without one takes the lowest of its ports', and pods would lose their gateway for
+    // seconds whenever another pod comes or goes.
+    ip(&format!("-n {netns} link add br0 address 02:00:0a:f4:00:01 type bridge"))?;
     ip(&format!("-n {netns} addr add {GATEWAY}/16 dev br0"))?;
     ip(&format!("-n {netns} addr add {NODE}/32 dev lo"))?;
+    ip(&format!("-n {netns} addr add {DNS}/32 dev lo"))?;
     // Without IPv6 in the kernel pods have IPv4 only.
     let _ = ip(&format!("-6 -n {netns} addr add {GATEWAY6}/64 dev br0 nodad"));
     ip(&format!("-n {netns} link set br0 up"))?;

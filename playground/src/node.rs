@@ -136,7 +136,10 @@ impl Node {
                     let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
                     // Addresses are not used again at once: something may still know the old owner.
                     let last = numbers.last().copied().unwrap_or(1);
-                    let next = (last + 1..u16::MAX).chain(2..=last).find(|n| n & 0xff != 0 && n & 0xff != 255 && !numbers.contains(n)).unwrap_or(2);
+                    let next = (last + 1..u16::MAX)
+                        .chain(2..=last)
+                        .find(|n| n & 0xff != 0 && n & 0xff != 255 && !numbers.contains(n))
+                        .unwrap_or(2);
                     numbers.insert(next);
                     next
                 };

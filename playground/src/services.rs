@@ -42,6 +42,8 @@ pub(crate) fn rules(services: &[Arc<Value>], slices: &[Arc<Value>]) -> String {
         let addresses: BTreeSet<Ipv4Addr> = std::iter::once(text(service, "/spec/clusterIP"))
             .chain(list(service, "/spec/clusterIPs").iter().filter_map(Value::as_str))
             .filter_map(|ip| ip.parse().ok())
+            // The name server listens there itself.
+            .filter(|ip| *ip != crate::netns::DNS)
             .collect();
         for port in list(service, "/spec/ports") {
             let protocol = match text(port, "/protocol") {
@@ -81,7 +83,11 @@ pub(crate) fn rules(services: &[Arc<Value>], slices: &[Arc<Value>]) -> String {
 }
 
 fn load(netns: &str, rules: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("ip").args(["netns", "exec", netns, "nft", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", netns, "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(rules.as_bytes())?;
     }
@@ -128,13 +134,20 @@ mod tests {
     #[test]
     fn ready_endpoints_get_the_traffic_and_services_without_any_refuse() {
         let service = |name: &str, ip: &str| {
-            Arc::new(json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80}]}}))
+            Arc::new(
+                json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80}]}}),
+            )
         };
-        let slice = Arc::new(json!({"metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
+        let slice = Arc::new(
+            json!({"metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080}], "endpoints": [
-                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}}, {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]}));
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}}, {"addresses": ["10.0.0.2"], "conditions": {"ready": false}}]}),
+        );
         let text = rules(&[service("a", "10.96.0.2"), service("b", "10.96.0.3"), service("c", "None")], &[slice]);
-        assert!(text.contains("ip daddr 10.96.0.2 tcp dport 80 dnat to numgen random mod 1 map { 0 : 10.0.0.1 . 8080 }"), "{text}");
+        assert!(
+            text.contains("ip daddr 10.96.0.2 tcp dport 80 dnat to numgen random mod 1 map { 0 : 10.0.0.1 . 8080 }"),
+            "{text}"
+        );
         assert!(text.contains("ip daddr 10.96.0.3 tcp dport 80 reject"), "{text}");
         assert!(text.contains("ip saddr 10.0.0.1 ip daddr 10.0.0.1 masquerade"), "{text}");
         assert!(!text.contains("10.0.0.2") && !text.contains("None"), "{text}");

@@ -170,7 +170,8 @@ fn progressing(deployment: &Value, name: &str, complete: bool, moved: bool) -> V
     }
     let limit = number(deployment, "/spec/progressDeadlineSeconds", 600);
     // A new version has its time from its first step on.
-    let same = old.is_some_and(|o| text(o, "/message").contains(&format!("\"{name}\"")) && o["reason"] != "NewReplicaSetAvailable");
+    let same =
+        old.is_some_and(|o| text(o, "/message").contains(&format!("\"{name}\"")) && o["reason"] != "NewReplicaSetAvailable");
     let since = old.filter(|_| same).and_then(|o| pods::seconds(text(o, "/lastUpdateTime")));
     if let Some(since) = since
         && !moved
@@ -179,7 +180,8 @@ fn progressing(deployment: &Value, name: &str, complete: bool, moved: bool) -> V
         let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
         return condition(deployment, "Progressing", false, "ProgressDeadlineExceeded", &message);
     }
-    let mut out = condition(deployment, "Progressing", true, "ReplicaSetUpdated", &format!("ReplicaSet \"{name}\" is progressing."));
+    let mut out =
+        condition(deployment, "Progressing", true, "ReplicaSetUpdated", &format!("ReplicaSet \"{name}\" is progressing."));
     if moved {
         out["lastUpdateTime"] = json!(crate::now());
     }
@@ -235,7 +237,11 @@ pub(super) async fn reconcile(api: Api, deployment: Value) -> Again {
         sets = owned().await?;
     }
     // A paused deployment is scaled, not rolled out.
-    let hash = if paused { text(sets.last().unwrap_or(&Value::Null), "/metadata/labels/pod-template-hash").to_owned() } else { hash(&deployment) };
+    let hash = if paused {
+        text(sets.last().unwrap_or(&Value::Null), "/metadata/labels/pod-template-hash").to_owned()
+    } else {
+        hash(&deployment)
+    };
     let (mut new, old): (Vec<Value>, Vec<Value>) = sets.into_iter().partition(|s| s["metadata"]["labels"][HASH] == hash.as_str());
     let Some(new) = new.pop() else { return Ok(Some(Duration::from_millis(50))) };
     let counts: Vec<Count> = old.iter().map(count).collect();
@@ -349,7 +355,10 @@ mod tests {
         for pointer in ["/metadata/labels", "/spec/selector/matchLabels", "/spec/template/metadata/labels"] {
             assert_eq!(set.pointer(pointer), Some(&json!({"app": "d", "pod-template-hash": "abc"})), "{pointer}");
         }
-        assert_eq!(set["metadata"]["annotations"], json!({REVISION: "4", "a": "b", "deployment.kubernetes.io/desired-replicas": "2"}));
+        assert_eq!(
+            set["metadata"]["annotations"],
+            json!({REVISION: "4", "a": "b", "deployment.kubernetes.io/desired-replicas": "2"})
+        );
         assert_eq!(revision(&set), 4);
     }
 }

@@ -14,7 +14,11 @@ const SERVICE: &str = "kubernetes.io/service-name";
 /// The ports of a Service as this pod has them: a named target port is looked up in its containers.
 fn ports(service: &Value, pod: &Value) -> Vec<Value> {
     let mut out = Vec::new();
-    let containers = || list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always"));
+    let containers = || {
+        list(pod, "/spec/containers")
+            .iter()
+            .chain(list(pod, "/spec/initContainers").iter().filter(|c| c["restartPolicy"] == "Always"))
+    };
     for port in list(service, "/spec/ports") {
         let protocol = if text(port, "/protocol").is_empty() { "TCP" } else { text(port, "/protocol") };
         let number = match &port["targetPort"] {
@@ -61,7 +65,8 @@ fn slices(service: &Value, pods: &[Value]) -> BTreeMap<String, Value> {
         for address in list(pod, "/status/podIPs").iter().map(|a| text(a, "/ip")) {
             let family = if address.contains(':') { "IPv6" } else { "IPv4" };
             if families.contains(family) {
-                let group = groups.entry((family.to_owned(), json!(ports).to_string())).or_insert_with(|| (ports.clone(), Vec::new()));
+                let group =
+                    groups.entry((family.to_owned(), json!(ports).to_string())).or_insert_with(|| (ports.clone(), Vec::new()));
                 group.1.push(endpoint(service, pod, address));
             }
         }
@@ -101,7 +106,9 @@ fn subsets(slices: &BTreeMap<String, Value>) -> Value {
     let mut out = Vec::new();
     for slice in slices.values().filter(|s| s["addressType"] == "IPv4") {
         let of = |ready: bool| -> Vec<Value> {
-            let some = list(slice, "/endpoints").iter().filter(|e| e["conditions"]["ready"] == ready && e["conditions"]["terminating"] != true);
+            let some = list(slice, "/endpoints")
+                .iter()
+                .filter(|e| e["conditions"]["ready"] == ready && e["conditions"]["terminating"] != true);
             let address = |e: &Value| json!({"ip": e["addresses"][0], "nodeName": e["nodeName"], "targetRef": e["targetRef"]});
             some.map(address).collect()
         };
@@ -189,7 +196,9 @@ mod tests {
         assert_eq!(found.len(), 2);
         let two = found.values().find(|s| s["ports"][0]["port"] == 1).unwrap();
         assert_eq!(two["endpoints"].as_array().unwrap().len(), 2);
-        let of = |host: &str| two["endpoints"].as_array().unwrap().iter().find(|e| e["hostname"] == host).unwrap()["conditions"]["ready"].clone();
+        let of = |host: &str| {
+            two["endpoints"].as_array().unwrap().iter().find(|e| e["hostname"] == host).unwrap()["conditions"]["ready"].clone()
+        };
         assert_eq!((of("a"), of("b")), (json!(true), json!(false)));
         let sets = subsets(&found);
         assert_eq!(sets.as_array().unwrap().iter().filter(|s| s.get("notReadyAddresses").is_some()).count(), 1);

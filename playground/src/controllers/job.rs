@@ -140,7 +140,11 @@ pub(super) async fn reconcile(api: Api, job: Value) -> Again {
         }
         Verdict::Run(more) if more > 0 => {
             // After failures pods come slower: 10 s, 20 s, … since the last one.
-            let last = all.iter().filter(|p| text(p, "/status/phase") == "Failed").filter_map(|p| pods::seconds(text(p, "/metadata/creationTimestamp"))).max();
+            let last = all
+                .iter()
+                .filter(|p| text(p, "/status/phase") == "Failed")
+                .filter_map(|p| pods::seconds(text(p, "/metadata/creationTimestamp")))
+                .max();
             let pause = if count.failed == 0 { 0 } else { 10 << (count.failed - 1).min(5) };
             let due = last.map_or(0, |last| last + pause - now);
             if due > 0 {

@@ -36,7 +36,8 @@ pub(super) async fn reconcile(api: Api, set: Value) -> Again {
     let now: Vec<Value> = pods::of(&api, &set).await?.into_iter().filter(pods::active).collect();
     let minimum = number(&set, "/spec/minReadySeconds", 0);
     let waits: Vec<i64> = now.iter().filter_map(|p| pods::until_available(p, minimum)).collect();
-    let labelled = now.iter().filter(|p| entries(&set, "/spec/template/metadata/labels").all(|(k, v)| p["metadata"]["labels"][k] == *v));
+    let labelled =
+        now.iter().filter(|p| entries(&set, "/spec/template/metadata/labels").all(|(k, v)| p["metadata"]["labels"][k] == *v));
     let mut status = json!({
         "replicas": now.len(), "fullyLabeledReplicas": labelled.count(), "readyReplicas": waits.len(),
         "availableReplicas": waits.iter().filter(|w| **w == 0).count(), "observedGeneration": set["metadata"]["generation"],

@@ -34,7 +34,9 @@ fn next(set: &Value, pods: &[Value], hash: &str) -> Next {
     for n in 0..replicas {
         match found.iter().find(|(m, _)| *m == n) {
             None => return Next::Create(n),
-            Some((_, pod)) if pods::ended(pod) && !pods::terminating(pod) => return Next::Delete(text(pod, "/metadata/name").to_owned()),
+            Some((_, pod)) if pods::ended(pod) && !pods::terminating(pod) => {
+                return Next::Delete(text(pod, "/metadata/name").to_owned());
+            }
             Some((_, pod)) if !parallel && (pods::terminating(pod) || !pods::ready(pod)) => {
                 // An outdated pod that never gets ready must not block its own replacement.
                 let stuck = !pods::terminating(pod) && !current(pod, hash);
@@ -47,7 +49,8 @@ fn next(set: &Value, pods: &[Value], hash: &str) -> Next {
         return if pods::terminating(pod) { Next::Nothing } else { Next::Delete(text(pod, "/metadata/name").to_owned()) };
     }
     let partition = number(set, "/spec/updateStrategy/rollingUpdate/partition", 0);
-    if text(set, "/spec/updateStrategy/type") == "OnDelete" || found.iter().any(|(_, p)| pods::terminating(p) || !pods::ready(p)) {
+    if text(set, "/spec/updateStrategy/type") == "OnDelete" || found.iter().any(|(_, p)| pods::terminating(p) || !pods::ready(p))
+    {
         return Next::Nothing;
     }
     let outdated = found.iter().rev().find(|(n, p)| *n >= partition && !current(p, hash));

@@ -106,7 +106,9 @@ fn tail(path: &PathBuf, lines: u64) -> io::Result<u64> {
 
 async fn logs(node: &Node, ns: &str, name: &str, options: LogOptions) -> Result<BoxStream<'static, io::Result<Bytes>>, Status> {
     let pod = node.pod(ns, name).ok_or_else(|| missing(ns, name))?;
-    let c = pod.container(&options.container).ok_or_else(|| Status::bad_request(format!("container {} is not valid for pod {name}", options.container)))?;
+    let c = pod
+        .container(&options.container)
+        .ok_or_else(|| Status::bad_request(format!("container {} is not valid for pod {name}", options.container)))?;
     let runs = c.now().runs;
     let run = if options.previous { runs.saturating_sub(1) } else { runs };
     let path = container::log_path(&pod, &c.name, run);
@@ -220,7 +222,11 @@ pub(crate) async fn run_in(pod: &Arc<Pod>, c: &Container, command: Vec<String>) 
 struct Terminal(tokio::fs::File);
 
 impl AsyncRead for Terminal {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> std::task::Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
         match Pin::new(&mut self.0).poll_read(cx, buf) {
             std::task::Poll::Ready(Err(e)) if e.raw_os_error() == Some(libc::EIO) => std::task::Poll::Ready(Ok(())),
             other => other,
@@ -230,9 +236,16 @@ impl AsyncRead for Terminal {
 
 async fn exec(node: &Node, ns: &str, name: &str, request: ExecRequest) -> Result<ExecSession, Status> {
     let pod = node.pod(ns, name).ok_or_else(|| missing(ns, name))?;
-    let c = pod.container(&request.container).ok_or_else(|| Status::bad_request(format!("container {} not found", request.container)))?.clone();
+    let c = pod
+        .container(&request.container)
+        .ok_or_else(|| Status::bad_request(format!("container {} not found", request.container)))?
+        .clone();
     if request.command.is_empty() {
-        return Err(Status::new(501, "NotImplemented", "the playground can't attach to a running process; use `kubectl logs -f` or `kubectl exec`"));
+        return Err(Status::new(
+            501,
+            "NotImplemented",
+            "the playground can't attach to a running process; use `kubectl logs -f` or `kubectl exec`",
+        ));
     }
     let failed = |e: io::Error| Status::internal(format!("error executing command in container: {e}"));
     if request.tty {
@@ -288,9 +301,11 @@ async fn forward(node: &Node, ns: &str, name: &str, port: u16) -> Result<Box<dyn
 async fn connect(node: &Node, ns: &str, name: &str, port: u16) -> io::Result<Box<dyn Duplex>> {
     let service = node.services.get(ns, name).ok_or_else(|| io::Error::other(format!("service {ns}/{name} not found")))?;
     let named = list(&service, "/spec/ports").iter().find(|p| p["port"] == port);
-    let named = text(named.ok_or_else(|| io::Error::other(format!("service {ns}/{name} has no port {port}")))?, "/name").to_owned();
+    let named =
+        text(named.ok_or_else(|| io::Error::other(format!("service {ns}/{name} has no port {port}")))?, "/name").to_owned();
     let all = services::backends(&node.slices.all(), ns, name, &named);
-    let mut last = io::Error::new(io::ErrorKind::ConnectionRefused, format!("no endpoints available for service \"{ns}/{name}\""));
+    let mut last =
+        io::Error::new(io::ErrorKind::ConnectionRefused, format!("no endpoints available for service \"{ns}/{name}\""));
     let skip = rand::random_range(0..all.len().max(1));
     for (ip, port) in all.iter().cycle().skip(skip).take(all.len()) {
         match netns::dial(&node.netns, SocketAddr::new(IpAddr::V4(*ip), *port), Duration::from_secs(5)).await {
@@ -319,7 +334,12 @@ impl NodeBackend for Node {
         forward(self, namespace, pod, port).boxed()
     }
 
-    fn connect_service<'a>(&'a self, namespace: &'a str, service: &'a str, port: u16) -> BoxFuture<'a, io::Result<Box<dyn Duplex>>> {
+    fn connect_service<'a>(
+        &'a self,
+        namespace: &'a str,
+        service: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Duplex>>> {
         connect(self, namespace, service, port).boxed()
     }
 }

@@ -219,7 +219,10 @@ pub(crate) async fn run(pod: Arc<Pod>, c: Arc<Container>) -> bool {
                     s.phase = if seconds == 0 {
                         Phase::Ended(ended)
                     } else {
-                        let message = format!("back-off {seconds}s restarting failed container={} pod={}_{}({})", c.name, pod.name, pod.ns, pod.uid);
+                        let message = format!(
+                            "back-off {seconds}s restarting failed container={} pod={}_{}({})",
+                            c.name, pod.name, pod.ns, pod.uid
+                        );
                         Phase::Waiting { reason: "CrashLoopBackOff".into(), message }
                     };
                 });
@@ -245,7 +248,8 @@ pub(crate) async fn run(pod: Arc<Pod>, c: Arc<Container>) -> bool {
 async fn once(pod: &Arc<Pod>, c: &Arc<Container>) -> Result<Ended, Refused> {
     let run = c.now().runs + 1;
     let spec = prepare(pod, c, run)?;
-    let broken = |e: std::io::Error| Refused { reason: "RunContainerError", message: e.to_string(), retry: Duration::from_secs(5) };
+    let broken =
+        |e: std::io::Error| Refused { reason: "RunContainerError", message: e.to_string(), retry: Duration::from_secs(5) };
     let log = log_path(pod, &c.name, run);
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir).map_err(broken)?;
@@ -446,7 +450,11 @@ pub(crate) async fn stop(pod: &Arc<Pod>, c: &Arc<Container>, deadline: Instant, 
         c.stopping.cancel();
         return;
     }
-    let _ = timeout(Duration::from_secs(2), c.wait(|s| s.pid.is_some() || s.finished || matches!(s.phase, Phase::Waiting { .. }) && s.attempted)).await;
+    let _ = timeout(
+        Duration::from_secs(2),
+        c.wait(|s| s.pid.is_some() || s.finished || matches!(s.phase, Phase::Waiting { .. }) && s.attempted),
+    )
+    .await;
     c.stopping.cancel();
     if c.now().pid.is_some() {
         pod.event("Normal", "Killing", &format!("Stopping container {}", c.name)).await;

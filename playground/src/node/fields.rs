@@ -46,7 +46,12 @@ pub(crate) fn field(pod: &Value, path: &str) -> Result<String, Missing> {
     }
     let joined = |pointer: &str| list(pod, pointer).iter().map(|a| text(a, "/ip")).collect::<Vec<_>>().join(",");
     Ok(match path {
-        "metadata.name" | "metadata.namespace" | "metadata.uid" | "spec.nodeName" | "spec.serviceAccountName" | "status.hostIP"
+        "metadata.name"
+        | "metadata.namespace"
+        | "metadata.uid"
+        | "spec.nodeName"
+        | "spec.serviceAccountName"
+        | "status.hostIP"
         | "status.podIP" => text(pod, &format!("/{}", path.replace('.', "/"))).to_owned(),
         "metadata.labels" => quoted(pod, "/metadata/labels"),
         "metadata.annotations" => quoted(pod, "/metadata/annotations"),
@@ -91,10 +96,13 @@ pub(crate) fn resource(pod: &Value, container: &Value, reference: &Value) -> Res
         ("limits", "memory") => "8Gi".to_owned(),
         _ => "0".to_owned(),
     };
-    let amount = quantity(if own.is_empty() { &whole } else { own }).ok_or_else(|| format!("resources.{path}: \"{own}\" is not a quantity"))?;
+    let amount = quantity(if own.is_empty() { &whole } else { own })
+        .ok_or_else(|| format!("resources.{path}: \"{own}\" is not a quantity"))?;
     let divisor = match text(reference, "/divisor") {
         "" | "0" => 1000,
-        other => quantity(other).filter(|d| *d > 0).ok_or_else(|| format!("resourceFieldRef.divisor: \"{other}\" is not a quantity"))?,
+        other => quantity(other)
+            .filter(|d| *d > 0)
+            .ok_or_else(|| format!("resourceFieldRef.divisor: \"{other}\" is not a quantity"))?,
     };
     Ok(((amount + divisor - 1) / divisor).to_string())
 }
@@ -261,7 +269,15 @@ mod tests {
         ]});
         let env = environment(&pod, &container, vec![], &None_).unwrap();
         let get = |k: &str| env.iter().find(|(key, _)| key == k).map(|(_, v)| v.as_str());
-        let expected = [("IP", "1.2.3.4"), ("L", "y"), ("CPU", "2"), ("MILLI", "1500"), ("K", "2"), ("P_a", "1"), ("URL", "http://1.2.3.4/y/$(LATER)")];
+        let expected = [
+            ("IP", "1.2.3.4"),
+            ("L", "y"),
+            ("CPU", "2"),
+            ("MILLI", "1500"),
+            ("K", "2"),
+            ("P_a", "1"),
+            ("URL", "http://1.2.3.4/y/$(LATER)"),
+        ];
         for (key, value) in expected {
             assert_eq!(get(key), Some(value), "{key}");
         }

@@ -32,17 +32,65 @@ pub(crate) fn known(reference: &str) -> Option<Image> {
 
 /// The names of Linux capabilities by number.
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
-    "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
-    "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
-    "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
 /// What containerd grants by default.
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE",
-    "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// As whom a container runs.
@@ -81,7 +129,8 @@ fn bits(names: &[Value]) -> u64 {
 /// The image runs as root although the pod forbids it.
 pub(crate) fn identity(pod: &Value, container: &Value, image: &Image) -> Result<Identity, String> {
     let (outer, own) = (&pod["spec"]["securityContext"], &container["securityContext"]);
-    let id = |key: &str| own.get(key).and_then(Value::as_u64).or_else(|| outer.get(key).and_then(Value::as_u64)).map(|n| n as u32);
+    let id =
+        |key: &str| own.get(key).and_then(Value::as_u64).or_else(|| outer.get(key).and_then(Value::as_u64)).map(|n| n as u32);
     let user = id("runAsUser");
     let uid = user.unwrap_or(image.user);
     // A user that the image doesn't know has the group 0.
@@ -92,13 +141,20 @@ pub(crate) fn identity(pod: &Value, container: &Value, image: &Image) -> Result<
     let mut groups: Vec<u32> = list(outer, "/supplementalGroups").iter().filter_map(|g| Some(g.as_u64()? as u32)).collect();
     groups.extend(outer.get("fsGroup").and_then(Value::as_u64).map(|g| g as u32));
     let privileged = flag(own, "/privileged");
-    let default = DEFAULT.iter().filter_map(|name| CAPABILITIES.iter().position(|c| c == name)).fold(0, |set, n| set | 1_u64 << n);
+    let default =
+        DEFAULT.iter().filter_map(|name| CAPABILITIES.iter().position(|c| c == name)).fold(0, |set, n| set | 1_u64 << n);
     let (add, drop) = (bits(list(own, "/capabilities/add")), bits(list(own, "/capabilities/drop")));
     // As container runtimes do it: ALL first, single names after, so that "drop ALL, add X" leaves X.
     let base = if add == u64::MAX { u64::MAX } else { default };
     let capabilities = match (privileged, drop) {
         (true, _) => u64::MAX,
-        (false, u64::MAX) => if add == u64::MAX { u64::MAX } else { add },
+        (false, u64::MAX) => {
+            if add == u64::MAX {
+                u64::MAX
+            } else {
+                add
+            }
+        }
         (false, _) => (base | add) & !drop,
     };
     Ok(Identity {
@@ -114,7 +170,8 @@ pub(crate) fn identity(pod: &Value, container: &Value, image: &Image) -> Result<
 
 /// The program and its arguments, before `$(VAR)` is expanded.
 pub(crate) fn argv(container: &Value, image: &Image) -> Vec<String> {
-    let strings = |pointer: &str| list(container, pointer).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect::<Vec<_>>();
+    let strings =
+        |pointer: &str| list(container, pointer).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect::<Vec<_>>();
     let mut argv = strings("/command");
     if argv.is_empty() {
         argv = image.entrypoint.iter().map(|s| (*s).to_owned()).collect();

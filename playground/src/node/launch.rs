@@ -26,8 +26,21 @@ use crate::sys;
 pub(crate) const PATH: &str = "/opt/weft/bin:/opt/weft/names:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What of the machine's `/etc` a container sees.
 const ETC: [&str; 15] = [
-    "alternatives", "ca-certificates", "ssl", "pki", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "protocols", "services", "ethertypes",
-    "xtables", "iproute2", "localtime", "passwd", "group",
+    "alternatives",
+    "ca-certificates",
+    "ssl",
+    "pki",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "protocols",
+    "services",
+    "ethertypes",
+    "xtables",
+    "iproute2",
+    "localtime",
+    "passwd",
+    "group",
 ];
 
 /// What to run, and in what.
@@ -180,9 +193,9 @@ fn find(program: &str, env: &[(String, String)]) -> Option<String> {
         return Some(program.to_owned());
     }
     let path = env.iter().rev().find(|(k, _)| k == "PATH").map_or(PATH, |(_, v)| v);
-    path.split(':').map(|dir| format!("{dir}/{program}")).find(|candidate| {
-        fs::metadata(candidate).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    })
+    path.split(':')
+        .map(|dir| format!("{dir}/{program}"))
+        .find(|candidate| fs::metadata(candidate).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
 fn bind(from: &Path, to: &Path, read_only: bool) -> anyhow::Result<()> {
@@ -201,7 +214,10 @@ fn mount_point(target: &Path, folder: bool) -> anyhow::Result<()> {
     let result = if folder {
         fs::create_dir_all(target)
     } else {
-        target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::OpenOptions::new().create(true).append(true).open(target).map(drop))
+        target
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::OpenOptions::new().create(true).append(true).open(target).map(drop))
     };
     result.with_context(|| format!("mount point {}", target.display()))
 }
@@ -221,9 +237,22 @@ fn build_root(spec: &Spec) -> anyhow::Result<()> {
             bind(&from, &to, true)?;
         }
     }
-    for (name, mode) in [("etc", 0o755), ("tmp", 0o1777), ("run", 0o755), ("var/log", 0o755), ("var/run", 0o755), ("var/tmp", 0o1777), ("root", 0o700),
-        ("home", 0o755), ("proc", 0o755), ("sys", 0o755), ("dev/pts", 0o755), ("dev/shm", 0o1777), ("opt/weft/bin", 0o755), ("opt/weft/names", 0o755)]
-    {
+    for (name, mode) in [
+        ("etc", 0o755),
+        ("tmp", 0o1777),
+        ("run", 0o755),
+        ("var/log", 0o755),
+        ("var/run", 0o755),
+        ("var/tmp", 0o1777),
+        ("root", 0o700),
+        ("home", 0o755),
+        ("proc", 0o755),
+        ("sys", 0o755),
+        ("dev/pts", 0o755),
+        ("dev/shm", 0o1777),
+        ("opt/weft/bin", 0o755),
+        ("opt/weft/names", 0o755),
+    ] {
         let path = root.join(name);
         fs::create_dir_all(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
@@ -243,7 +272,8 @@ fn build_root(spec: &Spec) -> anyhow::Result<()> {
     // As in the image of the samples, where the client goes by its own name.
     std::os::unix::fs::symlink("../bin/weft-sample", root.join("opt/weft/names/client")).context("link")?;
     devices(root)?;
-    mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, none).context("mount /proc")?;
+    mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, none)
+        .context("mount /proc")?;
     if !spec.privileged {
         bind(&root.join("proc/sys"), &root.join("proc/sys"), true)?;
     }
@@ -255,7 +285,8 @@ fn build_root(spec: &Spec) -> anyhow::Result<()> {
         bind(&volume.from, &to, volume.read_only)?;
     }
     if spec.read_only_root {
-        mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none).context("make the root read-only")?;
+        mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none)
+            .context("make the root read-only")?;
     }
     chdir(root).context("enter the root")?;
     pivot_root(".", ".").context("pivot_root")?;
@@ -275,9 +306,12 @@ fn devices(root: &Path) -> anyhow::Result<()> {
     if mount(Some("devpts"), &root.join("dev/pts"), Some("devpts"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, options).is_ok() {
         std::os::unix::fs::symlink("pts/ptmx", root.join("dev/ptmx"))?;
     }
-    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+    for (name, target) in
+        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
+    {
         std::os::unix::fs::symlink(target, root.join("dev").join(name))?;
     }
-    mount(Some("tmpfs"), &root.join("dev/shm"), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, none).context("mount /dev/shm")?;
+    mount(Some("tmpfs"), &root.join("dev/shm"), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, none)
+        .context("mount /dev/shm")?;
     Ok(())
 }

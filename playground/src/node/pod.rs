@@ -128,7 +128,8 @@ impl Pod {
             let names: Vec<&str> = list(alias, "/hostnames").iter().filter_map(Value::as_str).collect();
             hosts.push_str(&format!("{}\t{}\n", text(alias, "/ip"), names.join("\t")));
         }
-        let strings = |pointer: &str| list(&pod, pointer).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect::<Vec<_>>();
+        let strings =
+            |pointer: &str| list(&pod, pointer).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect::<Vec<_>>();
         let (mut servers, mut search) = (strings("/spec/dnsConfig/nameservers"), strings("/spec/dnsConfig/searches"));
         let mut options = vec!["ndots:5".to_owned()];
         if text(&pod, "/spec/dnsPolicy") == "None" {
@@ -178,7 +179,8 @@ impl Pod {
             return;
         }
         let body = json!({"metadata": {"uid": self.uid}, "status": status});
-        if let Err(e) = self.node.api.patch(&resource::PODS, Some(&self.ns), &self.name, Some("status"), PatchKind::Merge, body).await
+        if let Err(e) =
+            self.node.api.patch(&resource::PODS, Some(&self.ns), &self.name, Some("status"), PatchKind::Merge, body).await
             && !e.is_not_found()
         {
             if e.is_conflict() {
@@ -206,9 +208,9 @@ impl Pod {
                     volumes::write(&dir, &files, group).map_err(|e| failed(&e))?;
                     dir
                 }
-                None => volumes::plain(volume, &dir, group)
-                    .map_err(|e| failed(&e))?
-                    .ok_or_else(|| failed(&"this kind of volume is not supported by the playground, or the path does not exist"))?,
+                None => volumes::plain(volume, &dir, group).map_err(|e| failed(&e))?.ok_or_else(|| {
+                    failed(&"this kind of volume is not supported by the playground, or the path does not exist")
+                })?,
             };
             self.places.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), place);
         }

@@ -186,7 +186,8 @@ where
         path if path.starts_with('/') => path.to_owned(),
         path => format!("/{path}"),
     };
-    let mut request = http::Request::get(path).header("user-agent", "kube-probe/1.33").header("accept", "*/*").header("connection", "close");
+    let mut request =
+        http::Request::get(path).header("user-agent", "kube-probe/1.33").header("accept", "*/*").header("connection", "close");
     let mut host = to.to_string();
     for header in list(get, "/httpHeaders") {
         let (name, value) = (text(header, "/name"), text(header, "/value"));

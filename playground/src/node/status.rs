@@ -85,17 +85,16 @@ pub(crate) fn status(pod: &Value, containers: &[(&Container, State)], facts: &Fa
         .filter(|(c, s)| c.kind != Kind::Init && !(s.ready && matches!(s.phase, Phase::Running { .. })))
         .map(|(c, _)| c.name.as_str())
         .collect();
-    let uninitialized: Vec<&str> = containers
-        .iter()
-        .filter(|(c, s)| !initialized(&[(c, s.clone())]))
-        .map(|(c, _)| c.name.as_str())
-        .collect();
+    let uninitialized: Vec<&str> =
+        containers.iter().filter(|(c, s)| !initialized(&[(c, s.clone())])).map(|(c, _)| c.name.as_str()).collect();
     let gates = list(pod, "/spec/readinessGates").iter().map(|g| text(g, "/conditionType")).find(|g| !condition(pod, g));
     let not_ready = match (facts.end, unready.is_empty(), gates) {
         (Some("Succeeded"), _, _) => Some(("PodCompleted", String::new())),
         (Some(_), _, _) => Some(("PodFailed", String::new())),
         (None, false, _) => Some(("ContainersNotReady", format!("containers with unready status: {}", names(&unready)))),
-        (None, true, Some(gate)) => Some(("ReadinessGatesNotReady", format!("corresponding condition of pod readiness gate \"{gate}\" does not exist."))),
+        (None, true, Some(gate)) => {
+            Some(("ReadinessGatesNotReady", format!("corresponding condition of pod readiness gate \"{gate}\" does not exist.")))
+        }
         (None, true, None) => None,
     };
     let unready_containers = if gates.is_some() && unready.is_empty() && facts.end.is_none() { None } else { not_ready.clone() };
@@ -105,7 +104,13 @@ pub(crate) fn status(pod: &Value, containers: &[(&Container, State)], facts: &Fa
         Some(("ContainersNotInitialized", format!("containers with incomplete status: {}", names(&uninitialized))))
     };
     let network = if facts.addresses.is_empty() || facts.end.is_some() { Some(("", String::new())) } else { None };
-    let own = [("PodReadyToStartContainers", network), ("Initialized", init), ("Ready", not_ready), ("ContainersReady", unready_containers), ("PodScheduled", None)];
+    let own = [
+        ("PodReadyToStartContainers", network),
+        ("Initialized", init),
+        ("Ready", not_ready),
+        ("ContainersReady", unready_containers),
+        ("PodScheduled", None),
+    ];
     let before = list(pod, "/status/conditions");
     let mut conditions: Vec<Value> = own
         .iter()
@@ -149,7 +154,9 @@ fn qos(pod: &Value) -> &'static str {
     let has = |c: &Value, kind: &str, name: &str| c["resources"][kind].get(name).is_some();
     let any = |c: &Value| ["limits", "requests"].iter().any(|k| has(c, k, "cpu") || has(c, k, "memory"));
     let full = |c: &Value| {
-        ["cpu", "memory"].iter().all(|n| has(c, "limits", n) && (!has(c, "requests", n) || c["resources"]["requests"][n] == c["resources"]["limits"][n]))
+        ["cpu", "memory"].iter().all(|n| {
+            has(c, "limits", n) && (!has(c, "requests", n) || c["resources"]["requests"][n] == c["resources"]["limits"][n])
+        })
     };
     if all().all(full) {
         "Guaranteed"
@@ -174,7 +181,8 @@ mod tests {
         let sidecar = Container::new(&json!({"name": "proxy"}), Kind::Sidecar);
         let init = Container::new(&json!({"name": "init"}), Kind::Init);
         let main = Container::new(&json!({"name": "app"}), Kind::Main);
-        let running = State { phase: Phase::Running { since: String::new() }, started: true, ready: true, runs: 1, ..State::default() };
+        let running =
+            State { phase: Phase::Running { since: String::new() }, started: true, ready: true, runs: 1, ..State::default() };
         let unready = State { ready: false, ..running.clone() };
         let done = State { phase: ended(0), finished: true, runs: 1, ..State::default() };
         let facts = Facts { addresses: vec!["10.0.0.1".into()], now: "now".into(), ..Facts::default() };
@@ -192,7 +200,12 @@ mod tests {
         let early = get(&State::default(), &State::default(), &State::default());
         assert_eq!(early["phase"], "Pending");
         assert!(!is(&early, "Initialized"));
-        let crashed = State { phase: Phase::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() }, last: Some(Ended::default()), runs: 3, ..State::default() };
+        let crashed = State {
+            phase: Phase::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() },
+            last: Some(Ended::default()),
+            runs: 3,
+            ..State::default()
+        };
         let crashing = get(&done, &running, &crashed);
         assert_eq!((&crashing["phase"], &crashing["containerStatuses"][0]["restartCount"]), (&json!("Running"), &json!(2)));
     }

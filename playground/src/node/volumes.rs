@@ -47,7 +47,14 @@ fn mode(item: &Value, default: u32) -> u32 {
     item.get("mode").and_then(Value::as_u64).map_or(default, |m| m as u32)
 }
 
-fn from_object(files: &mut Files, objects: &impl Objects, ns: &str, secret: bool, source: &Value, default: u32) -> Result<(), String> {
+fn from_object(
+    files: &mut Files,
+    objects: &impl Objects,
+    ns: &str,
+    secret: bool,
+    source: &Value,
+    default: u32,
+) -> Result<(), String> {
     let name = if source.get("secretName").is_some() { text(source, "/secretName") } else { text(source, "/name") };
     let optional = flag(source, "/optional");
     let what = if secret { "secret" } else { "configmap" };
@@ -212,7 +219,12 @@ pub(crate) fn plain(volume: &Value, dir: &Path, group: Option<u32>) -> io::Resul
 ///
 /// # Errors
 /// A mount names no volume of the pod.
-pub(crate) fn mounts(pod: &Value, container: &Value, places: &BTreeMap<String, PathBuf>, env: &[(String, String)]) -> Result<Vec<Mount>, String> {
+pub(crate) fn mounts(
+    pod: &Value,
+    container: &Value,
+    places: &BTreeMap<String, PathBuf>,
+    env: &[(String, String)],
+) -> Result<Vec<Mount>, String> {
     let mut out = Vec::new();
     for mount in list(container, "/volumeMounts") {
         let name = text(mount, "/name");
@@ -230,7 +242,8 @@ pub(crate) fn mounts(pod: &Value, container: &Value, places: &BTreeMap<String, P
             from = from.canonicalize().map_err(|e| format!("volumeMounts[{name}].subPath: {e}"))?;
         }
         let volume = list(pod, "/spec/volumes").iter().find(|v| v["name"] == name);
-        let fixed = volume.is_some_and(|v| ["configMap", "secret", "projected", "downwardAPI"].iter().any(|k| v.get(k).is_some()));
+        let fixed =
+            volume.is_some_and(|v| ["configMap", "secret", "projected", "downwardAPI"].iter().any(|k| v.get(k).is_some()));
         out.push(Mount { from, to: text(mount, "/mountPath").to_owned(), read_only: fixed || flag(mount, "/readOnly") });
     }
     // An outer mount has to come before one inside of it.
@@ -245,7 +258,9 @@ mod tests {
     #[test]
     fn files_change_at_once_and_leave_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let files = |pairs: &[(&str, &str)]| -> Files { pairs.iter().map(|(k, v)| ((*k).to_owned(), (v.as_bytes().to_vec(), 0o644))).collect() };
+        let files = |pairs: &[(&str, &str)]| -> Files {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (v.as_bytes().to_vec(), 0o644))).collect()
+        };
         write(dir.path(), &files(&[("a", "1"), ("b/c", "2")]), None).unwrap();
         let first = fs::read_link(dir.path().join("..data")).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("b/c")).unwrap(), "2");

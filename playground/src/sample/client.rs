@@ -140,7 +140,11 @@ fn request(options: &Options) -> anyhow::Result<Request<Full<Bytes>>> {
     let uri = if two { format!("{scheme}://{authority}{path}") } else { path.to_owned() };
     let body = if grpc { grpc::frame(&options.body) } else { Bytes::from(options.body.clone()) };
     let method = if grpc { http::Method::POST } else { options.method.clone() };
-    let mut request = Request::builder().method(method).uri(&uri).body(Full::new(body)).with_context(|| format!("{uri:?} as a request target"))?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(&uri)
+        .body(Full::new(body))
+        .with_context(|| format!("{uri:?} as a request target"))?;
     let headers = request.headers_mut();
     if !two {
         headers.insert("host", HeaderValue::from_str(authority)?);
@@ -150,7 +154,10 @@ fn request(options: &Options) -> anyhow::Result<Request<Full<Bytes>>> {
         headers.insert("te", HeaderValue::from_static("trailers"));
     }
     for (name, value) in options.headers.iter().filter(|(n, _)| !n.eq_ignore_ascii_case("host")) {
-        headers.append(HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("-H {name}"))?, HeaderValue::from_str(value)?);
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("-H {name}"))?,
+            HeaderValue::from_str(value)?,
+        );
     }
     if !headers.contains_key("user-agent") {
         headers.insert("user-agent", HeaderValue::from_static("weft-sample-client"));
@@ -166,7 +173,12 @@ async fn print(index: u32, options: &Options, response: Response<Incoming>) -> a
     let bytes = collected.to_bytes();
     let mut out = format!("[{index}] Url={}://{}{}\n", options.scheme, options.authority, options.path);
     let text = if options.scheme == "grpc" {
-        let status = parts.headers.get("grpc-status").or_else(|| trailers.get("grpc-status")).and_then(|s| s.to_str().ok()).unwrap_or("none");
+        let status = parts
+            .headers
+            .get("grpc-status")
+            .or_else(|| trailers.get("grpc-status"))
+            .and_then(|s| s.to_str().ok())
+            .unwrap_or("none");
         if status != "0" {
             let message = parts.headers.get("grpc-message").or_else(|| trailers.get("grpc-message"));
             let message = message.map(|m| String::from_utf8_lossy(m.as_bytes()).into_owned()).unwrap_or_default();
@@ -226,7 +238,13 @@ pub(super) async fn run(args: &[String]) -> anyhow::Result<()> {
                 return tcp(index, &options).await;
             }
             let mut open = match sender.take() {
-                Some(mut open) => if open.ready().await { open } else { connect(&options).await? },
+                Some(mut open) => {
+                    if open.ready().await {
+                        open
+                    } else {
+                        connect(&options).await?
+                    }
+                }
                 None => connect(&options).await?,
             };
             let response = open.send(request(&options)?).await.with_context(|| format!("request {index}"))?;
@@ -254,7 +272,9 @@ mod tests {
         assert_eq!(got.headers.len(), 3);
         let got = parse(&words("grpc://[fd00::1]:7070")).unwrap();
         assert_eq!((got.address, got.path.as_str()), (("fd00::1".to_owned(), 7070), "/"));
-        for bad in ["", "echo", "ftp://a/", "http:///x", "http://a http://b", "http://a --count=x", "http://a -H nothing", "tcp://a"] {
+        for bad in
+            ["", "echo", "ftp://a/", "http:///x", "http://a http://b", "http://a --count=x", "http://a -H nothing", "tcp://a"]
+        {
             assert!(parse(&words(bad)).is_err(), "{bad}");
         }
     }

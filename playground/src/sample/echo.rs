@@ -78,10 +78,14 @@ fn acceptor(options: &Options) -> anyhow::Result<TlsAcceptor> {
 /// Header values as they came, one line each, names in their usual spelling.
 fn header_lines(headers: &HeaderMap, out: &mut String) {
     for (name, value) in headers {
-        let name: Vec<String> = name.as_str().split('-').map(|part| {
-            let mut letters = part.chars();
-            letters.next().map(|c| c.to_ascii_uppercase()).into_iter().chain(letters).collect()
-        }).collect();
+        let name: Vec<String> = name
+            .as_str()
+            .split('-')
+            .map(|part| {
+                let mut letters = part.chars();
+                letters.next().map(|c| c.to_ascii_uppercase()).into_iter().chain(letters).collect()
+            })
+            .collect();
         out.push_str(&format!("RequestHeader={}:{}\n", name.join("-"), String::from_utf8_lossy(value.as_bytes())));
     }
 }
@@ -165,17 +169,22 @@ pub(super) async fn run(args: &[String]) -> anyhow::Result<()> {
     let end = serve::ending()?;
     let version = if options.version.is_empty() { setting("VERSION", "") } else { options.version.clone() };
     let mut servers: Vec<futures::future::BoxFuture<'_, ()>> = Vec::new();
-    let plain_tls: Vec<u16> = options.tls.iter().filter(|p| !options.http.contains(p) && !options.grpc.contains(p)).copied().collect();
+    let plain_tls: Vec<u16> =
+        options.tls.iter().filter(|p| !options.http.contains(p) && !options.grpc.contains(p)).copied().collect();
     for port in options.http.iter().chain(&plain_tls).copied() {
         let tls = options.tls.contains(&port).then(|| acceptor(&options)).transpose()?;
         let version = version.clone();
-        servers.push(Box::pin(serve::http(serve::listen(port)?, tls, end.clone(), move |r, peer| answer(r, version.clone(), port, peer))));
+        servers.push(Box::pin(serve::http(serve::listen(port)?, tls, end.clone(), move |r, peer| {
+            answer(r, version.clone(), port, peer)
+        })));
         println!("echo: HTTP on port {port}");
     }
     for port in options.grpc.iter().copied() {
         let tls = options.tls.contains(&port).then(|| acceptor(&options)).transpose()?;
         let version = version.clone();
-        servers.push(Box::pin(serve::http(serve::listen(port)?, tls, end.clone(), move |r, peer| rpc(r, version.clone(), port, peer))));
+        servers.push(Box::pin(serve::http(serve::listen(port)?, tls, end.clone(), move |r, peer| {
+            rpc(r, version.clone(), port, peer)
+        })));
         println!("echo: gRPC on port {port}");
     }
     for (port, first) in options.tcp.iter().map(|p| (*p, false)).chain(options.server_first.iter().map(|p| (*p, true))) {
@@ -196,7 +205,10 @@ mod tests {
     fn options_are_read_in_both_spellings() {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let got = parse(&words("--port=8080 --port 8443 --tls=8443 --grpc=7070 --tcp=9090 --version=v2")).unwrap();
-        assert_eq!((got.http, got.tls, got.grpc, got.tcp, got.version.as_str()), (vec![8080, 8443], vec![8443], vec![7070], vec![9090], "v2"));
+        assert_eq!(
+            (got.http, got.tls, got.grpc, got.tcp, got.version.as_str()),
+            (vec![8080, 8443], vec![8443], vec![7070], vec![9090], "v2")
+        );
         assert!(parse(&words("--port=x")).is_err());
         assert!(parse(&words("--what=1")).is_err());
     }

@@ -34,7 +34,9 @@ impl Tally {
     /// One line about everything since the last one.
     fn summary(&mut self) -> String {
         self.times.sort_unstable();
-        let at = |p: usize| self.times.get((self.times.len() * p / 100).min(self.times.len().saturating_sub(1))).copied().unwrap_or_default();
+        let at = |p: usize| {
+            self.times.get((self.times.len() * p / 100).min(self.times.len().saturating_sub(1))).copied().unwrap_or_default()
+        };
         let pairs = |map: &BTreeMap<String, u64>| map.iter().map(|(k, n)| format!("{k}={n}")).collect::<Vec<_>>().join(" ");
         let mut line = format!("requests: {}", if self.results.is_empty() { "none".to_owned() } else { pairs(&self.results) });
         if !self.versions.is_empty() {
@@ -90,7 +92,8 @@ pub(super) async fn run() -> anyhow::Result<()> {
         async move {
             match request.uri().path() {
                 "/metrics" => {
-                    let mut text = String::from("# HELP frontend_requests_total Requests sent.\n# TYPE frontend_requests_total counter\n");
+                    let mut text =
+                        String::from("# HELP frontend_requests_total Requests sent.\n# TYPE frontend_requests_total counter\n");
                     for (result, count) in total.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                         text.push_str(&format!("frontend_requests_total{{result=\"{result}\"}} {count}\n"));
                     }
@@ -111,7 +114,10 @@ async fn calls(target: http::Uri, rate: f64, tally: Arc<Mutex<Tally>>, total: Ar
     let fresh = || -> Http {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(10)).build(connector)
+        Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(10))
+            .build(connector)
     };
     let mut client = fresh();
     let mut sent = 0_u64;

@@ -56,7 +56,8 @@ pub(super) fn listen(port: u16) -> io::Result<TcpListener> {
         socket.listen(1024)?;
         TcpListener::from_std(socket.into())
     };
-    let result = open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()));
+    let result = open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into())
+        .or_else(|_| open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()));
     result.map_err(|e| io::Error::new(e.kind(), format!("listen on port {port}: {e}")))
 }
 
