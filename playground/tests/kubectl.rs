@@ -119,7 +119,11 @@ fn verbs(config: &Path) {
     run(&["apply", "-f", "-"], "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: w2}\nspec: {size: 2}\n");
     assert_eq!(json(&["get", "widget", "w2", "-o", "json"])["spec"]["size"], 2);
 
-    let (fine, _, err) = kubectl(config, &["create", "-f", "-"], "apiVersion: v1\nkind: Service\nmetadata: {name: Bad_Name}\nspec: {ports: [{port: 1}]}\n");
+    let (fine, _, err) = kubectl(
+        config,
+        &["create", "-f", "-"],
+        "apiVersion: v1\nkind: Service\nmetadata: {name: Bad_Name}\nspec: {ports: [{port: 1}]}\n",
+    );
     assert!(!fine && err.contains("metadata.name"), "{err}");
     let (fine, _, err) = kubectl(config, &["get", "cm", "nope"], "");
     assert!(!fine && err.contains("NotFound"), "{err}");

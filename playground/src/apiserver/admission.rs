@@ -5,10 +5,10 @@
 //! configuration is created, because ignoring it would call a webhook that should not be called.
 
 use super::api::{Core, Request};
+use super::defaults;
 use super::resource::{self, ResourceInfo};
 use super::selector::Labels;
 use super::status::Status;
-use super::defaults;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -65,7 +65,10 @@ pub fn check(configuration: &Value, causes: &mut Vec<(String, String)>) {
         let at = format!("webhooks[{i}]");
         for (j, condition) in hook["matchConditions"].as_array().into_iter().flatten().enumerate() {
             if condition["expression"].as_str() != Some(NOT_HOST_NETWORK) {
-                causes.push((format!("{at}.matchConditions[{j}]"), "Unsupported value: the playground has no CEL and evaluates only the condition on hostNetwork".into()));
+                causes.push((
+                    format!("{at}.matchConditions[{j}]"),
+                    "Unsupported value: the playground has no CEL and evaluates only the condition on hostNetwork".into(),
+                ));
             }
         }
         if !hook["clientConfig"]["url"].is_string() && !hook["clientConfig"]["service"].is_object() {
@@ -97,7 +100,11 @@ fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result
         return Ok(false);
     }
     let has = |list: &Value, what: &str| list.as_array().into_iter().flatten().any(|v| v == "*" || v == what);
-    let resource = if call.subresource.is_empty() { info.key.resource.clone() } else { format!("{}/{}", info.key.resource, call.subresource) };
+    let resource = if call.subresource.is_empty() {
+        info.key.resource.clone()
+    } else {
+        format!("{}/{}", info.key.resource, call.subresource)
+    };
     let rule = hook["rules"].as_array().into_iter().flatten().any(|rule| {
         let resources = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let covers = |pattern: &str| {
@@ -113,7 +120,11 @@ fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result
             _ => true,
         };
         let versions = info.versions.iter().any(|(v, _)| has(&rule["apiVersions"], v));
-        scope && versions && has(&rule["operations"], call.operation.as_str()) && has(&rule["apiGroups"], &info.key.group) && resources.clone().any(covers)
+        scope
+            && versions
+            && has(&rule["operations"], call.operation.as_str())
+            && has(&rule["apiGroups"], &info.key.group)
+            && resources.clone().any(covers)
     });
     if !rule {
         return Ok(false);
@@ -124,7 +135,11 @@ fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result
     }
     let namespaces = Labels::from_object(hook.get("namespaceSelector"))?;
     if info.namespaced || info.key == resource::NAMESPACES.key() {
-        let ns = if info.namespaced { core.store.get(&resource::NAMESPACES.key(), "", call.namespace) } else { Some(Arc::new(object.clone())) };
+        let ns = if info.namespaced {
+            core.store.get(&resource::NAMESPACES.key(), "", call.namespace)
+        } else {
+            Some(Arc::new(object.clone()))
+        };
         if !ns.is_some_and(|ns| namespaces.matches(&ns)) {
             return Ok(false);
         }
@@ -174,7 +189,14 @@ pub async fn validate(core: &Core, request: &Request, call: &Call<'_>, object: &
     Ok(())
 }
 
-async fn one(core: &Core, request: &Request, hook: &Value, call: &Call<'_>, object: &Value, mutating: bool) -> Result<Option<Value>, Status> {
+async fn one(
+    core: &Core,
+    request: &Request,
+    hook: &Value,
+    call: &Call<'_>,
+    object: &Value,
+    mutating: bool,
+) -> Result<Option<Value>, Status> {
     let name = hook["name"].as_str().unwrap_or_default();
     let seen = if call.operation == Operation::Delete { call.old.unwrap_or(object) } else { object };
     match matches(core, hook, call, seen) {
@@ -207,10 +229,14 @@ async fn one(core: &Core, request: &Request, hook: &Value, call: &Call<'_>, obje
     }
     if response["allowed"] != json!(true) {
         let status = &response["status"];
-        let why = status["message"].as_str().filter(|m| !m.is_empty()).map_or_else(|| "denied without explanation".to_owned(), str::to_owned);
-        let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(403);
-        let reason = status["reason"].as_str().unwrap_or(if code == 403 { "Forbidden" } else { "" });
-        return Err(Status::new(code, reason, format!("admission webhook {name:?} denied the request: {why}")));
+        let given = |field: &str| status[field].as_str().filter(|text| !text.is_empty());
+        let why =
+            given("message").or(given("reason")).map_or_else(|| " without explanation".to_owned(), |why| format!(": {why}"));
+        let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(400);
+        let text = format!("admission webhook {name:?} denied the request{why}");
+        let mut denied = Status::new(code, given("reason").unwrap_or_default(), text);
+        denied.details = status["details"].clone();
+        return Err(denied);
     }
     let Some(patch) = response["patch"].as_str().filter(|_| mutating) else { return Ok(None) };
     if response["patchType"] != "JSONPatch" {
@@ -235,13 +261,25 @@ fn review(request: &Request, call: &Call<'_>, object: &Value) -> Value {
     let version = if call.version.is_empty() { info.preferred() } else { call.version };
     let kind = json!({"group": info.key.group, "version": version, "kind": info.kind});
     let resource = json!({"group": info.key.group, "version": version, "resource": info.key.resource});
-    let uid: u128 = rand::random();
-    let name = object.pointer("/metadata/name").or_else(|| call.old.and_then(|o| o.pointer("/metadata/name"))).cloned().unwrap_or_default();
+    let name = object
+        .pointer("/metadata/name")
+        .or_else(|| call.old.and_then(|o| o.pointer("/metadata/name")))
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let options = match call.operation {
+        Operation::Create => "CreateOptions",
+        Operation::Update => "UpdateOptions",
+        Operation::Delete => "DeleteOptions",
+    };
     let mut body = json!({
-        "uid": format!("{uid:032x}"), "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
-        "name": name, "operation": call.operation.as_str(), "userInfo": request.user.to_json(), "object": object,
-        "oldObject": call.old.cloned().unwrap_or(Value::Null), "dryRun": request.dry_run, "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}
+        "uid": super::api::uid(), "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
+        "operation": call.operation.as_str(), "userInfo": request.user.to_json(), "object": object,
+        "oldObject": call.old.cloned().unwrap_or(Value::Null), "dryRun": request.dry_run, "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"}
     });
+    // A pod of a ReplicaSet has no name yet; the field is then left out.
+    if !name.is_empty() {
+        body["name"] = json!(name);
+    }
     if info.namespaced {
         body["namespace"] = json!(call.namespace);
     }
@@ -261,7 +299,10 @@ async fn send(core: &Core, hook: &Value, review: &Value, timeout: Duration) -> a
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth();
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
     let (host, path, stream) = if let Some(url) = config["url"].as_str() {
         let uri: http::Uri = url.parse()?;
@@ -284,10 +325,11 @@ async fn send(core: &Core, hook: &Value, review: &Value, timeout: Duration) -> a
     let stream = connector.connect(name, stream).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = http::Request::post(format!("{path}?timeout={}s", timeout.as_secs()))
-        .header("host", host)
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(review.to_string())))?;
+    let request =
+        http::Request::post(format!("{path}{}timeout={}s", if path.contains('?') { '&' } else { '?' }, timeout.as_secs()))
+            .header("host", host)
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(review.to_string())))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();

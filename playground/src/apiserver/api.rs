@@ -79,7 +79,7 @@ pub fn suffix() -> String {
     (0..5).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
 }
 
-fn uid() -> String {
+pub(super) fn uid() -> String {
     let mut b: [u8; 16] = rand::random();
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
@@ -173,7 +173,14 @@ impl Core {
     }
 
     /// Creates an object.
-    pub async fn create(&self, request: &Request, info: &ResourceInfo, version: &str, ns: &str, mut object: Value) -> Result<Value, Status> {
+    pub async fn create(
+        &self,
+        request: &Request,
+        info: &ResourceInfo,
+        version: &str,
+        ns: &str,
+        mut object: Value,
+    ) -> Result<Value, Status> {
         if !object.is_object() {
             return Err(Status::bad_request("the body is no object"));
         }
@@ -183,16 +190,15 @@ impl Core {
         let given = text(&object, "/metadata/namespace").to_owned();
         if info.namespaced {
             if !given.is_empty() && given != ns {
-                return Err(Status::bad_request(format!("the namespace of the provided object does not match the namespace sent on the request ({given} and {ns})")));
+                return Err(Status::bad_request(format!(
+                    "the namespace of the provided object does not match the namespace sent on the request ({given} and {ns})"
+                )));
             }
             object["metadata"]["namespace"] = json!(ns);
         } else if let Some(meta) = object["metadata"].as_object_mut() {
             meta.remove("namespace");
         }
         let generate = text(&object, "/metadata/generateName").to_owned();
-        if text(&object, "/metadata/name").is_empty() && !generate.is_empty() {
-            object["metadata"]["name"] = json!(format!("{generate}{}", suffix()));
-        }
         let name = text(&object, "/metadata/name").to_owned();
         self.check_namespace(info, ns, &name)?;
         if !text(&object, "/metadata/resourceVersion").is_empty() {
@@ -200,16 +206,17 @@ impl Core {
         }
         let v = info.version(if version.is_empty() { info.preferred() } else { version }).cloned().unwrap_or_default();
         if let Some(meta) = object["metadata"].as_object_mut() {
-            meta.insert("uid".into(), json!(uid()));
-            meta.insert("creationTimestamp".into(), json!(now()));
-            for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
+            for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
+            {
                 meta.remove(field);
             }
             if v.status || info.custom {
                 meta.insert("generation".into(), json!(1));
             }
         }
-        if v.status && let Some(map) = object.as_object_mut() {
+        if v.status
+            && let Some(map) = object.as_object_mut()
+        {
             map.remove("status");
         }
         let mut object = Self::present(info, version, &object);
@@ -221,7 +228,17 @@ impl Core {
         }
         let call = Call { info, version, operation: Operation::Create, subresource: "", namespace: ns, old: None };
         object = admission::mutate(self, request, &call, object, pod).await?;
+        // Like the real server, only now: mutating webhooks see a pod of a ReplicaSet without name and uid.
+        if text(&object, "/metadata/name").is_empty() && !generate.is_empty() {
+            object["metadata"]["name"] = json!(format!("{generate}{}", suffix()));
+        }
+        object["metadata"]["uid"] = json!(uid());
+        object["metadata"]["creationTimestamp"] = json!(now());
+        let name = text(&object, "/metadata/name").to_owned();
         defaults::apply(info, &mut object);
+        if info.key == resource::CRDS.key() {
+            established(&mut object);
+        }
         if pod {
             let account = text(&object, "/spec/serviceAccountName").to_owned();
             if self.store.get(&resource::SERVICEACCOUNTS.key(), ns, &account).is_none() {
@@ -229,7 +246,15 @@ impl Core {
                 return Err(Status::forbidden("", "pods", &name, &why));
             }
         }
-        patch::track(&mut object, None, &request.manager, "Update", &info.api_version(version), "");
+        patch::track(
+            &mut object,
+            None,
+            &request.manager,
+            "Update",
+            &info.api_version(version),
+            "",
+            patch::Shape::of(info, version),
+        );
         defaults::validate(info, &object)?;
         admission::validate(self, request, &call, &object).await?;
         if request.dry_run {
@@ -243,7 +268,10 @@ impl Core {
             self.allocate(&mut object)?;
         }
         let name = text(&object, "/metadata/name").to_owned();
-        let stored = self.store.create(&info.key, ns, &name, object).map_err(|_| Status::already_exists(&info.key.group, &info.key.resource, &name))?;
+        let stored = self
+            .store
+            .create(&info.key, ns, &name, object)
+            .map_err(|_| Status::already_exists(&info.key.group, &info.key.resource, &name))?;
         self.created(info, &stored);
         Ok(Self::present(info, version, &stored))
     }
@@ -287,7 +315,11 @@ impl Core {
         service["spec"]["clusterIP"] = json!(ip);
         service["spec"]["clusterIPs"] = json!([ip]);
         if kind != "ClusterIP" {
-            let ports: HashSet<u64> = all.iter().flat_map(|s| s["spec"]["ports"].as_array().cloned().unwrap_or_default()).filter_map(|p| p["nodePort"].as_u64()).collect();
+            let ports: HashSet<u64> = all
+                .iter()
+                .flat_map(|s| s["spec"]["ports"].as_array().cloned().unwrap_or_default())
+                .filter_map(|p| p["nodePort"].as_u64())
+                .collect();
             let mut next = 30000;
             for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
                 if port["nodePort"].as_u64().unwrap_or(0) == 0 {
@@ -314,7 +346,12 @@ impl Core {
         change: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
     ) -> Result<Value, Status> {
         let conflict = || {
-            Status::conflict(&info.key.group, &info.key.resource, name, "the object has been modified; please apply your changes to the latest version and try again")
+            Status::conflict(
+                &info.key.group,
+                &info.key.resource,
+                name,
+                "the object has been modified; please apply your changes to the latest version and try again",
+            )
         };
         for _ in 0..20 {
             let current = self.get(info, ns, name)?;
@@ -326,18 +363,29 @@ impl Core {
             }
             let uid = text(&new, "/metadata/uid");
             if !uid.is_empty() && uid != text(&current, "/metadata/uid") {
-                return Err(Status::conflict(&info.key.group, &info.key.resource, name, "Precondition failed: UID in object meta is another"));
+                return Err(Status::conflict(
+                    &info.key.group,
+                    &info.key.resource,
+                    name,
+                    "Precondition failed: UID in object meta is another",
+                ));
             }
             keep(info, version, subresource, &current, &mut new)?;
             new = Self::present(info, version, &new);
             events(info, &mut new);
             defaults::apply(info, &mut new);
+            if info.key == resource::CRDS.key() {
+                established(&mut new);
+            }
             let call = Call { info, version, operation: Operation::Update, subresource, namespace: ns, old: Some(&shown) };
             new = admission::mutate(self, request, &call, new, false).await?;
             if info.key == resource::PODS.key() && subresource.is_empty() {
                 pod_is_immutable(&current, &new)?;
             }
-            if info.key == resource::SERVICES.key() && text(&new, "/spec/clusterIP").is_empty() && text(&new, "/spec/type") != "ExternalName" {
+            if info.key == resource::SERVICES.key()
+                && text(&new, "/spec/clusterIP").is_empty()
+                && text(&new, "/spec/type") != "ExternalName"
+            {
                 new["spec"]["clusterIP"] = current["spec"]["clusterIP"].clone();
                 new["spec"]["clusterIPs"] = current["spec"]["clusterIPs"].clone();
             }
@@ -352,7 +400,15 @@ impl Core {
                 let generation = current["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
                 new["metadata"]["generation"] = json!(generation);
             }
-            patch::track(&mut new, Some(&current), &request.manager, "Update", &info.api_version(version), subresource);
+            patch::track(
+                &mut new,
+                Some(&current),
+                &request.manager,
+                "Update",
+                &info.api_version(version),
+                subresource,
+                patch::Shape::of(info, version),
+            );
             if request.dry_run {
                 return Ok(new);
             }
@@ -382,7 +438,13 @@ impl Core {
     }
 
     /// Deletes an object, or marks it for whoever has to finish it first. Returns its last state and whether it is gone.
-    pub async fn delete(&self, request: &Request, info: &ResourceInfo, (ns, name): (&str, &str), options: &DeleteOptions) -> Result<(Value, bool), Status> {
+    pub async fn delete(
+        &self,
+        request: &Request,
+        info: &ResourceInfo,
+        (ns, name): (&str, &str),
+        options: &DeleteOptions,
+    ) -> Result<(Value, bool), Status> {
         for _ in 0..20 {
             let current = self.get(info, ns, name)?;
             let conflict = |why: &str| Err(Status::conflict(&info.key.group, &info.key.resource, name, why));
@@ -392,7 +454,8 @@ impl Core {
             if options.resource_version.as_deref().is_some_and(|v| v != text(&current, "/metadata/resourceVersion")) {
                 return conflict("Precondition failed: ResourceVersion in precondition is another");
             }
-            let call = Call { info, version: "", operation: Operation::Delete, subresource: "", namespace: ns, old: Some(&current) };
+            let call =
+                Call { info, version: "", operation: Operation::Delete, subresource: "", namespace: ns, old: Some(&current) };
             admission::validate(self, request, &call, &Value::Null).await?;
             if options.dry_run || request.dry_run {
                 return Ok(((*current).clone(), true));
@@ -418,7 +481,9 @@ impl Core {
             }
             wait |= !finalizers(&new).is_empty();
             if wait {
-                if text(&current, "/metadata/deletionTimestamp").is_empty() || new["metadata"]["deletionGracePeriodSeconds"] != json!(grace) {
+                if text(&current, "/metadata/deletionTimestamp").is_empty()
+                    || new["metadata"]["deletionGracePeriodSeconds"] != json!(grace)
+                {
                     new["metadata"]["deletionTimestamp"] = json!(rfc3339(seconds() + i64::try_from(grace).unwrap_or(0)));
                     new["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
                 }
@@ -477,6 +542,29 @@ impl Core {
     }
 }
 
+/// The status of a CustomResourceDefinition: its names are accepted and it is served as soon as it is stored.
+fn established(crd: &mut Value) {
+    let since = crd.pointer("/status/conditions/0/lastTransitionTime").cloned().unwrap_or_else(|| json!(now()));
+    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "lastTransitionTime": since, "reason": reason, "message": message});
+    let storage = crd["spec"]["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|v| v["storage"] == json!(true))
+        .map(|v| v["name"].clone());
+    let mut stored: Vec<Value> = crd["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
+    for version in storage {
+        if !stored.contains(&version) {
+            stored.push(version);
+        }
+    }
+    let conditions = [
+        condition("NamesAccepted", "NoConflicts", "no conflicts found"),
+        condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+    ];
+    crd["status"] = json!({"conditions": conditions, "acceptedNames": crd["spec"]["names"], "storedVersions": stored});
+}
+
 /// uids of an object's owners.
 pub fn owners(object: &Value) -> impl Iterator<Item = &str> {
     object["metadata"]["ownerReferences"].as_array().into_iter().flatten().filter_map(|r| r["uid"].as_str())
@@ -504,7 +592,18 @@ fn keep(info: &ResourceInfo, version: &str, subresource: &str, current: &Value, 
     if !new["metadata"].is_object() {
         new["metadata"] = json!({});
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName", "resourceVersion", "selfLink"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+        "selfLink",
+    ] {
         match current["metadata"].get(field) {
             Some(value) => new["metadata"][field] = value.clone(),
             None => {
@@ -687,10 +786,27 @@ impl Api {
     }
 
     /// Patches an object.
-    pub async fn patch(&self, gvr: &Gvr, ns: Option<&str>, name: &str, subresource: Option<&str>, kind: PatchKind, body: Value) -> Result<Value, Status> {
+    pub async fn patch(
+        &self,
+        gvr: &Gvr,
+        ns: Option<&str>,
+        name: &str,
+        subresource: Option<&str>,
+        kind: PatchKind,
+        body: Value,
+    ) -> Result<Value, Status> {
         let info = self.core.info(gvr)?;
         let change = |current: &Value| patch::apply(kind, current, &body);
-        self.core.modify(&self.request(), &info, &gvr.version, (ns.unwrap_or_default(), name), subresource.unwrap_or_default(), &change).await
+        self.core
+            .modify(
+                &self.request(),
+                &info,
+                &gvr.version,
+                (ns.unwrap_or_default(), name),
+                subresource.unwrap_or_default(),
+                &change,
+            )
+            .await
     }
 
     /// Deletes an object.
@@ -722,7 +838,10 @@ impl Api {
 
     /// Changes after a revision; 410 when that is too long ago.
     pub fn watch(&self, gvr: &Gvr, since: u64) -> Result<Watch, Status> {
-        self.core.store.watch(&gvr.key(), since).map_err(|oldest| Status::expired(format!("too old resource version: {since} ({oldest})")))
+        self.core
+            .store
+            .watch(&gvr.key(), since)
+            .map_err(|oldest| Status::expired(format!("too old resource version: {since} ({oldest})")))
     }
 
     /// All objects, and the changes from then on.
@@ -746,8 +865,18 @@ impl Api {
 
 impl Core {
     /// A service account's token, and when it expires (RFC 3339).
-    pub fn token(&self, ns: &str, account: &str, audiences: &[String], seconds: u64, pod: Option<(&str, &str)>) -> Result<(String, String), Status> {
-        let object = self.store.get(&resource::SERVICEACCOUNTS.key(), ns, account).ok_or_else(|| Status::not_found("", "serviceaccounts", account))?;
+    pub fn token(
+        &self,
+        ns: &str,
+        account: &str,
+        audiences: &[String],
+        seconds: u64,
+        pod: Option<(&str, &str)>,
+    ) -> Result<(String, String), Status> {
+        let object = self
+            .store
+            .get(&resource::SERVICEACCOUNTS.key(), ns, account)
+            .ok_or_else(|| Status::not_found("", "serviceaccounts", account))?;
         let (token, exp) = self.authority.token(ns, (account, text(&object, "/metadata/uid")), audiences, seconds, pod);
         Ok((token, rfc3339(i64::try_from(exp).unwrap_or(i64::MAX))))
     }

@@ -27,7 +27,12 @@ pub struct User {
 impl User {
     /// Somebody of the playground itself, or its administrator: may do everything.
     pub fn system(name: &str) -> Self {
-        Self { name: name.into(), uid: String::new(), groups: vec!["system:masters".into(), "system:authenticated".into()], pod: None }
+        Self {
+            name: name.into(),
+            uid: String::new(),
+            groups: vec!["system:masters".into(), "system:authenticated".into()],
+            pod: None,
+        }
     }
 
     /// As `userInfo` of reviews.
@@ -121,7 +126,14 @@ impl Authority {
     }
 
     /// A service account token, and when it expires (seconds since 1970).
-    pub fn token(&self, ns: &str, account: (&str, &str), audiences: &[String], seconds: u64, pod: Option<(&str, &str)>) -> (String, u64) {
+    pub fn token(
+        &self,
+        ns: &str,
+        account: (&str, &str),
+        audiences: &[String],
+        seconds: u64,
+        pod: Option<(&str, &str)>,
+    ) -> (String, u64) {
         let iat = now();
         let exp = iat + seconds;
         let mut own = json!({"namespace": ns, "serviceaccount": {"name": account.0, "uid": account.1}});
@@ -152,7 +164,8 @@ impl Authority {
         }
         let text = |p: &str| claims.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
         let ns = text("/kubernetes.io/namespace");
-        let pod = claims.pointer("/kubernetes.io/pod/name").map(|_| (text("/kubernetes.io/pod/name"), text("/kubernetes.io/pod/uid")));
+        let pod =
+            claims.pointer("/kubernetes.io/pod/name").map(|_| (text("/kubernetes.io/pod/name"), text("/kubernetes.io/pod/uid")));
         let audiences = claims["aud"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
         let user = User {
             name: text("/sub"),

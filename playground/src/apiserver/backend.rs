@@ -82,20 +82,10 @@ pub trait NodeBackend: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<BoxStream<'static, io::Result<Bytes>>, Status>>;
 
     /// Starts a command in a container.
-    fn exec<'a>(
-        &'a self,
-        namespace: &'a str,
-        pod: &'a str,
-        request: ExecRequest,
-    ) -> BoxFuture<'a, Result<ExecSession, Status>>;
+    fn exec<'a>(&'a self, namespace: &'a str, pod: &'a str, request: ExecRequest) -> BoxFuture<'a, Result<ExecSession, Status>>;
 
     /// Connects to a port on the pod's loopback address, from inside the pod's network namespace.
-    fn port_forward<'a>(
-        &'a self,
-        namespace: &'a str,
-        pod: &'a str,
-        port: u16,
-    ) -> BoxFuture<'a, Result<Box<dyn Duplex>, Status>>;
+    fn port_forward<'a>(&'a self, namespace: &'a str, pod: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>, Status>>;
 
     /// Connects to a Service (its own port number, not the target port) as the control plane of a cluster would: to a
     /// ready endpoint, from inside the node's network.

@@ -26,10 +26,14 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
                 set(spec, "serviceAccountName", json!("default"));
                 let account = spec["serviceAccountName"].clone();
                 set(spec, "serviceAccount", account);
-                set(spec, "tolerations", json!([
-                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
-                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
-                ]));
+                set(
+                    spec,
+                    "tolerations",
+                    json!([
+                        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
+                        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+                    ]),
+                );
                 set(spec, "preemptionPolicy", json!("PreemptLowerPriority"));
                 set(spec, "priority", json!(0));
             }
@@ -62,7 +66,11 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
                 set(spec, "updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
             }
             if kind == "DaemonSet" {
-                set(spec, "updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}));
+                set(
+                    spec,
+                    "updateStrategy",
+                    json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}),
+                );
             }
         }
         ("batch", "Job") => job(object),
@@ -82,7 +90,9 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
             set(&mut object["status"], "phase", json!("Active"));
             let name = object["metadata"]["name"].clone();
             set(&mut object["metadata"], "labels", json!({}));
-            object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+            if name.is_string() {
+                object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
+            }
         }
         ("", "Secret") => {
             set(object, "type", json!("Opaque"));
@@ -94,6 +104,14 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
                     let text = value.as_str().unwrap_or_default();
                     object["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(text));
                 }
+            }
+        }
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            let Some(spec) = object.get_mut("spec") else { return };
+            set(spec, "conversion", json!({"strategy": "None"}));
+            if let Some(kind) = spec["names"]["kind"].as_str().map(str::to_owned) {
+                set(&mut spec["names"], "singular", json!(kind.to_lowercase()));
+                set(&mut spec["names"], "listKind", json!(format!("{kind}List")));
             }
         }
         ("admissionregistration.k8s.io", _) => {
@@ -129,7 +147,8 @@ fn job(object: &mut Value) {
     set(spec, "suspend", json!(false));
     template(spec);
     let labels = json!({"batch.kubernetes.io/controller-uid": uid, "controller-uid": uid, "batch.kubernetes.io/job-name": name, "job-name": name});
-    if spec.get("selector").is_none_or(Value::is_null) {
+    // The uid is given after the mutating webhooks; the labels made of it come then.
+    if spec.get("selector").is_none_or(Value::is_null) && uid.is_string() {
         set(&mut spec["template"], "metadata", json!({}));
         set(&mut spec["template"]["metadata"], "labels", json!({}));
         for (key, value) in labels.as_object().into_iter().flatten() {
@@ -178,7 +197,8 @@ fn pod_spec(spec: &mut Value) {
             set(container, "terminationMessagePolicy", json!("File"));
             set(container, "resources", json!({}));
             let image = container["image"].as_str().unwrap_or_default();
-            let latest = !image.contains('@') && image.rsplit('/').next().is_some_and(|last| !last.contains(':') || last.ends_with(":latest"));
+            let latest = !image.contains('@')
+                && image.rsplit('/').next().is_some_and(|last| !last.contains(':') || last.ends_with(":latest"));
             set(container, "imagePullPolicy", json!(if latest { "Always" } else { "IfNotPresent" }));
             for port in each(container, "ports") {
                 set(port, "protocol", json!("TCP"));
@@ -319,14 +339,20 @@ pub fn validate(info: &ResourceInfo, object: &Value) -> Result<(), Status> {
                 Ok(selector) => {
                     let empty = spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
                     if empty || !selector.matches(&json!({"metadata": {"labels": labels}})) {
-                        causes.push(("spec.template.metadata.labels".into(), "Invalid value: `selector` does not match template `labels`".into()));
+                        causes.push((
+                            "spec.template.metadata.labels".into(),
+                            "Invalid value: `selector` does not match template `labels`".into(),
+                        ));
                     }
                 }
             }
             pod(&spec["template"]["spec"], "spec.template.spec", &mut causes);
         }
         ("", "Service") => {
-            if object["spec"]["type"] != "ExternalName" && object["spec"]["ports"].as_array().is_none_or(Vec::is_empty) && object["spec"]["clusterIP"] != "None" {
+            if object["spec"]["type"] != "ExternalName"
+                && object["spec"]["ports"].as_array().is_none_or(Vec::is_empty)
+                && object["spec"]["clusterIP"] != "None"
+            {
                 causes.push(("spec.ports".into(), "Required value".into()));
             }
         }

@@ -66,7 +66,8 @@ pub fn resources(all: &[Arc<ResourceInfo>], group: &str, version: &str) -> Value
 
 /// `APIGroup`.
 pub fn group(name: &str, all: &[Arc<ResourceInfo>]) -> Value {
-    let versions: Vec<Value> = Registry::group_versions(all).iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let versions: Vec<Value> =
+        Registry::group_versions(all).iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
     json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions, "preferredVersion": versions.first()})
 }
 
@@ -138,7 +139,9 @@ pub fn openapi_v2(registry: &Registry) -> Value {
                 if let Some(schema) = &v.schema
                     && let Some(properties) = schema["properties"].as_object()
                 {
-                    for (key, value) in properties.iter().filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata")) {
+                    for (key, value) in
+                        properties.iter().filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"))
+                    {
                         d["properties"][key] = value.clone();
                     }
                 }
@@ -170,13 +173,21 @@ pub fn openapi_v3(registry: &Registry, group: &str, version: &str) -> Value {
         if let Some(v) = info.version(version) {
             let mut d = definition(group, version, &info.kind);
             if let Some(schema) = &v.schema {
-                for (key, value) in schema["properties"].as_object().into_iter().flatten().filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata")) {
+                for (key, value) in schema["properties"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"))
+                {
                     d["properties"][key] = value.clone();
                 }
             }
             schemas.insert(format!("{}.{version}.{}", if group.is_empty() { "core" } else { group }, info.kind), d);
             let gvk = json!({"group": group, "version": version, "kind": info.kind});
-            let parameters = json!(["dryRun", "fieldManager", "fieldValidation"].map(|n| json!({"name": n, "in": "query", "schema": {"type": "string"}})));
+            let parameters = json!(
+                ["dryRun", "fieldManager", "fieldValidation"]
+                    .map(|n| json!({"name": n, "in": "query", "schema": {"type": "string"}}))
+            );
             let scope = if info.namespaced { "namespaces/{namespace}/" } else { "" };
             paths.insert(format!("{base}/{scope}{}", info.key.resource), json!({"post": {"x-kubernetes-action": "post", "x-kubernetes-group-version-kind": gvk, "parameters": parameters, "responses": {}}}));
             paths.insert(format!("{base}/{scope}{}/{{name}}", info.key.resource), json!({"patch": {"x-kubernetes-action": "patch", "x-kubernetes-group-version-kind": gvk, "parameters": parameters, "responses": {}}}));

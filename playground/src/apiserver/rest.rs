@@ -47,7 +47,9 @@ fn parse(path: &str) -> Option<Target> {
     };
     let [group, version, rest @ ..] = rest.as_slice() else { return None };
     let (namespace, rest) = match rest {
-        [ns, name, more @ ..] if ns == "namespaces" && !more.is_empty() && !matches!(more[0].as_str(), "status" | "finalize") => (name.clone(), more),
+        [ns, name, more @ ..] if ns == "namespaces" && !more.is_empty() && !matches!(more[0].as_str(), "status" | "finalize") => {
+            (name.clone(), more)
+        }
         other => (String::new(), other),
     };
     let at = |i: usize| rest.get(i).cloned().unwrap_or_default();
@@ -66,7 +68,10 @@ fn percent(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = bytes.get(i + 1..i + 3).filter(|_| bytes[i] == b'%').and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+        let hex = bytes
+            .get(i + 1..i + 3)
+            .filter(|_| bytes[i] == b'%')
+            .and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
         if let Some(byte) = hex {
             out.push(byte);
             i += 3;
@@ -153,7 +158,9 @@ async fn route(core: Arc<Core>, request: Request) -> Result<Response, Status> {
     if matches!(path.as_str(), "/healthz" | "/readyz" | "/livez") {
         return Ok("ok".into_response());
     }
-    let text = |headers: &HeaderMap, name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let text = |headers: &HeaderMap, name: header::HeaderName| {
+        headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+    };
     let headers = request.headers();
     let user = core.authority.user(headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()))?;
     let accept = text(headers, header::ACCEPT);
@@ -162,8 +169,16 @@ async fn route(core: Arc<Core>, request: Request) -> Result<Response, Status> {
     }
     let missing = || Status::new(404, "NotFound", "the server could not find the requested resource");
     let target = parse(&path).ok_or_else(missing)?;
-    let info = core.registry.get(&target.group, &target.resource).filter(|i| i.version(&target.version).is_some()).ok_or_else(missing)?;
-    let info = if info.key == canonical(&info.key) { info } else { Arc::new(ResourceInfo { key: canonical(&info.key), ..(*info).clone() }) };
+    let info = core
+        .registry
+        .get(&target.group, &target.resource)
+        .filter(|i| i.version(&target.version).is_some())
+        .ok_or_else(missing)?;
+    let info = if info.key == canonical(&info.key) {
+        info
+    } else {
+        Arc::new(ResourceInfo { key: canonical(&info.key), ..(*info).clone() })
+    };
     let ask = Ask {
         user,
         info,
@@ -218,7 +233,14 @@ fn decode(ask: &Ask, body: &Bytes) -> Result<Value, Status> {
         return Ok(Value::Null);
     }
     if ask.content.contains("protobuf") || ask.content.contains("cbor") {
-        return Err(Status::new(415, "UnsupportedMediaType", format!("the body of the request was in an unknown format - accepted media types include: application/json, application/yaml ({})", ask.content)));
+        return Err(Status::new(
+            415,
+            "UnsupportedMediaType",
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml ({})",
+                ask.content
+            ),
+        ));
     }
     if ask.content.contains("yaml") {
         let text = std::str::from_utf8(body).map_err(|e| Status::bad_request(e.to_string()))?;
@@ -305,7 +327,13 @@ async fn patch(ask: &Ask, write: &Write, ns: &str, name: &str, sub: &str, body: 
         }
         "application/strategic-merge-patch+json" => PatchKind::Strategic,
         "application/apply-patch+yaml" | "application/apply-patch+cbor" => return apply(ask, write, ns, name, sub, body).await,
-        other => return Err(Status::new(415, "UnsupportedMediaType", format!("the body of the request was in an unknown format: {other}"))),
+        other => {
+            return Err(Status::new(
+                415,
+                "UnsupportedMediaType",
+                format!("the body of the request was in an unknown format: {other}"),
+            ));
+        }
     };
     let change = |current: &Value| patch::apply(kind, current, &body);
     Ok((200, ask.core.modify(write, info, version, (ns, name), sub, &change).await?))
@@ -314,12 +342,15 @@ async fn patch(ask: &Ask, write: &Write, ns: &str, name: &str, sub: &str, body: 
 async fn apply(ask: &Ask, write: &Write, ns: &str, name: &str, sub: &str, body: Value) -> Result<(u16, Value), Status> {
     let (info, version) = (&ask.info, &ask.target.version);
     if ask.param("fieldManager").is_empty() {
-        return Err(Status::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(Status::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     let force = ask.flag("force");
     let api_version = info.api_version(version);
+    let shape = patch::Shape::of(info, version);
     if ask.core.store.get(&info.key, ns, name).is_none() {
-        let mut object = patch::server_side(None, &body, &write.manager, force, &api_version)?;
+        let mut object = patch::server_side(None, &body, &write.manager, force, &api_version, shape)?;
         object["metadata"]["name"] = json!(name);
         return match ask.core.create(write, info, version, ns, object).await {
             Ok(made) => Ok((201, made)),
@@ -327,7 +358,7 @@ async fn apply(ask: &Ask, write: &Write, ns: &str, name: &str, sub: &str, body: 
             Err(status) => Err(status),
         };
     }
-    let change = |current: &Value| patch::server_side(Some(current), &body, &write.manager, force, &api_version);
+    let change = |current: &Value| patch::server_side(Some(current), &body, &write.manager, force, &api_version, shape);
     Ok((200, ask.core.modify(write, info, version, (ns, name), sub, &change).await?))
 }
 
@@ -386,7 +417,9 @@ async fn list(ask: Ask) -> Result<Response, Status> {
     let (all, revision, start) = match ask.param("continue").split_once('.') {
         Some((page, offset)) => {
             let found = page.parse().ok().and_then(|p| store.page(p));
-            let (items, revision) = found.ok_or_else(|| Status::expired("The provided continue parameter is too old to display a consistent list result"))?;
+            let (items, revision) = found.ok_or_else(|| {
+                Status::expired("The provided continue parameter is too old to display a consistent list result")
+            })?;
             (items, revision, offset.parse().unwrap_or(0))
         }
         None => {
@@ -434,7 +467,9 @@ fn watch(ask: Ask, ns: Option<String>, labels: Labels, fields: Fields) -> Result
     let mut first = std::collections::VecDeque::new();
     let watch = if initial || since.is_empty() || since == "0" {
         let (snapshot, watch) = store.list_and_watch(&ask.info.key);
-        let fits = |o: &&Arc<Value>| ns.as_deref().is_none_or(|ns| o["metadata"]["namespace"] == ns) && labels.matches(o) && fields.matches(o);
+        let fits = |o: &&Arc<Value>| {
+            ns.as_deref().is_none_or(|ns| o["metadata"]["namespace"] == ns) && labels.matches(o) && fields.matches(o)
+        };
         for object in snapshot.items.iter().filter(fits) {
             first.push_back(json!({"type": "ADDED", "object": Core::present(&ask.info, &ask.target.version, object)}));
         }
@@ -461,7 +496,9 @@ fn watch(ask: Ask, ns: Option<String>, labels: Labels, fields: Fields) -> Result
         first,
         watch,
     };
-    let body = futures::stream::unfold(state, |mut state| async move { state.next().await.map(|line| (Ok::<_, std::io::Error>(line), state)) });
+    let body = futures::stream::unfold(state, |mut state| async move {
+        state.next().await.map(|line| (Ok::<_, std::io::Error>(line), state))
+    });
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response())
 }
 
@@ -479,7 +516,11 @@ impl Watching {
                 }
                 () = tokio::time::sleep_until(self.until) => return None,
             };
-            let fits = |o: &Value| self.ns.as_deref().is_none_or(|ns| o["metadata"]["namespace"] == ns) && self.labels.matches(o) && self.fields.matches(o);
+            let fits = |o: &Value| {
+                self.ns.as_deref().is_none_or(|ns| o["metadata"]["namespace"] == ns)
+                    && self.labels.matches(o)
+                    && self.fields.matches(o)
+            };
             let now = fits(&next.object);
             let before = next.previous.as_ref().is_some_and(|p| fits(p));
             let kind = match (next.kind, before, now) {
@@ -528,7 +569,13 @@ async fn scale(ask: &Ask, method: &Method, body: Value) -> Result<Response, Stat
         let number = |p: &str| object.pointer(&pointer(p)).and_then(Value::as_i64).unwrap_or(0);
         let selector = match paths.selector.as_deref().and_then(|p| object.pointer(&pointer(p))) {
             Some(Value::String(text)) => text.clone(),
-            Some(selector) => selector["matchLabels"].as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect::<Vec<_>>().join(","),
+            Some(selector) => selector["matchLabels"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(","),
             None => String::new(),
         };
         let mut metadata = json!({});
@@ -551,13 +598,11 @@ async fn scale(ask: &Ask, method: &Method, body: Value) -> Result<Response, Stat
             Some(kind) => patch::apply(kind, &show(current), &body)?,
             None => body.clone(),
         };
-        let mut new = current.clone();
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             return Err(Status::bad_request("spec.replicas must not be negative"));
         }
-        patch::apply(PatchKind::Merge, &new, &nested(&paths.spec, &json!(replicas))).map(|done| {
-            new = done;
+        patch::apply(PatchKind::Merge, current, &nested(&paths.spec, &json!(replicas))).map(|mut new| {
             if let Some(version) = scale["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty()) {
                 new["metadata"]["resourceVersion"] = json!(version);
             }
@@ -580,13 +625,17 @@ async fn special(ask: &Ask, mut body: Value) -> Result<Response, Status> {
         ("SelfSubjectRulesReview", _) => {
             body["status"] = json!({"resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}], "nonResourceRules": [], "incomplete": false});
         }
-        (kind, "") if kind.ends_with("AccessReview") => body["status"] = json!({"allowed": true, "reason": "the playground enforces no RBAC"}),
+        (kind, "") if kind.ends_with("AccessReview") => {
+            body["status"] = json!({"allowed": true, "reason": "the playground enforces no RBAC"})
+        }
         (_, "token") => {
             let spec = &body["spec"];
-            let audiences: Vec<String> = spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+            let audiences: Vec<String> =
+                spec["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
             let seconds = spec["expirationSeconds"].as_u64().unwrap_or(3600);
             let bound = &spec["boundObjectRef"];
-            let pod = (bound["kind"] == "Pod").then(|| (bound["name"].as_str().unwrap_or_default(), bound["uid"].as_str().unwrap_or_default()));
+            let pod = (bound["kind"] == "Pod")
+                .then(|| (bound["name"].as_str().unwrap_or_default(), bound["uid"].as_str().unwrap_or_default()));
             let (token, expires) = ask.core.token(ns, name, &audiences, seconds, pod)?;
             body["status"] = json!({"token": token, "expirationTimestamp": expires});
         }
@@ -623,7 +672,18 @@ mod tests {
             ("/apis/apps/v1/namespaces/a/deployments/d/scale", ("apps", "v1", "a", "deployments", "d", "scale")),
         ] {
             let t = parse(path).unwrap();
-            assert_eq!((t.group.as_str(), t.version.as_str(), t.namespace.as_str(), t.resource.as_str(), t.name.as_str(), t.sub.as_str()), want, "{path}");
+            assert_eq!(
+                (
+                    t.group.as_str(),
+                    t.version.as_str(),
+                    t.namespace.as_str(),
+                    t.resource.as_str(),
+                    t.name.as_str(),
+                    t.sub.as_str()
+                ),
+                want,
+                "{path}"
+            );
         }
         assert_eq!(query("labelSelector=a%3Db%2Cc&x=1+2&command=a&command=b")["labelSelector"], ["a=b,c"]);
         assert_eq!(query("command=a&command=b")["command"], ["a", "b"]);

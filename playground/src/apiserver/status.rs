@@ -45,12 +45,8 @@ impl Status {
 
     /// 409 because the object changed meanwhile, or a precondition doesn't hold.
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
-        Self::new(
-            409,
-            "Conflict",
-            format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(group, resource)),
-        )
-        .about(group, resource, name)
+        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(group, resource)))
+            .about(group, resource, name)
     }
 
     /// 422 with one cause per `(field, message)`.

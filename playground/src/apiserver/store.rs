@@ -313,11 +313,9 @@ fn collect(inner: &Inner, key: &Key, namespace: Option<&str>) -> Vec<Arc<Value>>
     let Some(map) = inner.objects.get(key) else { return Vec::new() };
     match namespace {
         None => map.values().cloned().collect(),
-        Some(ns) => map
-            .range((ns.to_owned(), String::new())..)
-            .take_while(|((n, _), _)| n == ns)
-            .map(|(_, v)| v.clone())
-            .collect(),
+        Some(ns) => {
+            map.range((ns.to_owned(), String::new())..).take_while(|((n, _), _)| n == ns).map(|(_, v)| v.clone()).collect()
+        }
     }
 }
 

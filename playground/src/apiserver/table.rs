@@ -24,7 +24,12 @@ fn strings<'a>(o: &'a Value, list: &str, field: &str) -> Vec<&'a str> {
 }
 
 fn pairs(o: Option<&Value>) -> Value {
-    let all: Vec<String> = o.and_then(Value::as_object).into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let all: Vec<String> = o
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .collect();
     or_none(&all)
 }
 
@@ -61,7 +66,8 @@ fn sidecar(pod: &Value, name: &str) -> bool {
 }
 
 fn pod_ready(pod: &Value) -> Value {
-    let sidecars: Vec<&Value> = statuses(pod, "initContainerStatuses").filter(|s| sidecar(pod, s["name"].as_str().unwrap_or_default())).collect();
+    let sidecars: Vec<&Value> =
+        statuses(pod, "initContainerStatuses").filter(|s| sidecar(pod, s["name"].as_str().unwrap_or_default())).collect();
     let specs = pod["spec"]["containers"].as_array().map_or(0, Vec::len)
         + pod["spec"]["initContainers"].as_array().into_iter().flatten().filter(|c| c["restartPolicy"] == "Always").count();
     let ready = sidecars.into_iter().chain(statuses(pod, "containerStatuses")).filter(|s| s["ready"] == json!(true)).count();
@@ -116,7 +122,10 @@ pub fn pod_status(pod: &Value) -> String {
 }
 
 fn pod_restarts(pod: &Value) -> Value {
-    let all: Vec<&Value> = statuses(pod, "initContainerStatuses").filter(|s| sidecar(pod, s["name"].as_str().unwrap_or_default())).chain(statuses(pod, "containerStatuses")).collect();
+    let all: Vec<&Value> = statuses(pod, "initContainerStatuses")
+        .filter(|s| sidecar(pod, s["name"].as_str().unwrap_or_default()))
+        .chain(statuses(pod, "containerStatuses"))
+        .collect();
     let count: i64 = all.iter().filter_map(|s| s["restartCount"].as_i64()).sum();
     let last = all.iter().filter_map(|s| s["lastState"]["terminated"]["finishedAt"].as_str()).max();
     match last.filter(|_| count > 0) {
@@ -126,10 +135,15 @@ fn pod_restarts(pod: &Value) -> Value {
 }
 
 fn ports(service: &Value) -> Value {
-    let all: Vec<String> = service["spec"]["ports"].as_array().into_iter().flatten().map(|p| match p["nodePort"].as_u64() {
-        Some(n) => format!("{}:{n}/{}", p["port"], p["protocol"].as_str().unwrap_or("TCP")),
-        None => format!("{}/{}", p["port"], p["protocol"].as_str().unwrap_or("TCP")),
-    }).collect();
+    let all: Vec<String> = service["spec"]["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| match p["nodePort"].as_u64() {
+            Some(n) => format!("{}:{n}/{}", p["port"], p["protocol"].as_str().unwrap_or("TCP")),
+            None => format!("{}/{}", p["port"], p["protocol"].as_str().unwrap_or("TCP")),
+        })
+        .collect();
     or_none(&all)
 }
 
@@ -180,10 +194,20 @@ fn columns(info: &ResourceInfo) -> Vec<Column> {
         ],
         ("batch", "Job") => &[
             ("Status", "string", 0, |o| {
-                let done = |t: &str| o["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == t && c["status"] == "True");
-                json!(if done("Complete") { "Complete" } else if done("Failed") { "Failed" } else { "Running" })
+                let done = |t: &str| {
+                    o["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == t && c["status"] == "True")
+                };
+                json!(if done("Complete") {
+                    "Complete"
+                } else if done("Failed") {
+                    "Failed"
+                } else {
+                    "Running"
+                })
             }),
-            ("Completions", "string", 0, |o| json!(format!("{}/{}", number(o, "/status/succeeded"), number(o, "/spec/completions")))),
+            ("Completions", "string", 0, |o| {
+                json!(format!("{}/{}", number(o, "/status/succeeded"), number(o, "/spec/completions")))
+            }),
             ("Age", "string", 0, created),
         ],
         ("", "Service") => &[
@@ -197,14 +221,21 @@ fn columns(info: &ResourceInfo) -> Vec<Column> {
         ("", "Namespace") => &[("Status", "string", 0, |o| text(o, "/status/phase")), ("Age", "string", 0, created)],
         ("", "Node") => &[
             ("Status", "string", 0, |o| {
-                let ready = o["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+                let ready = o["status"]["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True");
                 json!(if ready { "Ready" } else { "NotReady" })
             }),
             ("Roles", "string", 0, |_| json!("<none>")),
             ("Age", "string", 0, created),
             ("Version", "string", 0, |o| text(o, "/status/nodeInfo/kubeletVersion")),
         ],
-        ("", "ConfigMap") => &[("Data", "integer", 0, |o| json!(o["data"].as_object().map_or(0, serde_json::Map::len))), ("Age", "string", 0, created)],
+        ("", "ConfigMap") => &[
+            ("Data", "integer", 0, |o| json!(o["data"].as_object().map_or(0, serde_json::Map::len))),
+            ("Age", "string", 0, created),
+        ],
         ("", "Secret") => &[
             ("Type", "string", 0, |o| text(o, "/type")),
             ("Data", "integer", 0, |o| json!(o["data"].as_object().map_or(0, serde_json::Map::len))),
@@ -212,21 +243,48 @@ fn columns(info: &ResourceInfo) -> Vec<Column> {
         ],
         ("" | "events.k8s.io", "Event") => {
             return vec![
-                ("Last Seen", "string", 0, |o| json!(age(o["lastTimestamp"].as_str().or_else(|| o["eventTime"].as_str()).or_else(|| o["metadata"]["creationTimestamp"].as_str()).unwrap_or_default()))),
+                ("Last Seen", "string", 0, |o| {
+                    json!(age(o["lastTimestamp"]
+                        .as_str()
+                        .or_else(|| o["eventTime"].as_str())
+                        .or_else(|| o["metadata"]["creationTimestamp"].as_str())
+                        .unwrap_or_default()))
+                }),
                 ("Type", "string", 0, |o| text(o, "/type")),
                 ("Reason", "string", 0, |o| text(o, "/reason")),
-                ("Object", "string", 0, |o| json!(format!("{}/{}", o["involvedObject"]["kind"].as_str().unwrap_or_default().to_lowercase(), o["involvedObject"]["name"].as_str().unwrap_or_default()))),
+                ("Object", "string", 0, |o| {
+                    json!(format!(
+                        "{}/{}",
+                        o["involvedObject"]["kind"].as_str().unwrap_or_default().to_lowercase(),
+                        o["involvedObject"]["name"].as_str().unwrap_or_default()
+                    ))
+                }),
                 ("Message", "string", 0, |o| json!(o["message"].as_str().unwrap_or_default().trim())),
             ];
         }
         ("discovery.k8s.io", "EndpointSlice") => &[
             ("AddressType", "string", 0, |o| text(o, "/addressType")),
-            ("Ports", "string", 0, |o| or_none(&o["ports"].as_array().into_iter().flatten().map(|p| p["port"].to_string()).collect::<Vec<_>>())),
-            ("Endpoints", "string", 0, |o| or_none(&o["endpoints"].as_array().into_iter().flatten().filter_map(|e| e["addresses"][0].as_str().map(str::to_owned)).collect::<Vec<_>>())),
+            ("Ports", "string", 0, |o| {
+                or_none(&o["ports"].as_array().into_iter().flatten().map(|p| p["port"].to_string()).collect::<Vec<_>>())
+            }),
+            ("Endpoints", "string", 0, |o| {
+                or_none(
+                    &o["endpoints"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|e| e["addresses"][0].as_str().map(str::to_owned))
+                        .collect::<Vec<_>>(),
+                )
+            }),
             ("Age", "string", 0, created),
         ],
-        ("coordination.k8s.io", "Lease") => &[("Holder", "string", 0, |o| text(o, "/spec/holderIdentity")), ("Age", "string", 0, created)],
-        ("admissionregistration.k8s.io", _) => &[("Webhooks", "integer", 0, |o| json!(o["webhooks"].as_array().map_or(0, Vec::len))), ("Age", "string", 0, created)],
+        ("coordination.k8s.io", "Lease") => {
+            &[("Holder", "string", 0, |o| text(o, "/spec/holderIdentity")), ("Age", "string", 0, created)]
+        }
+        ("admissionregistration.k8s.io", _) => {
+            &[("Webhooks", "integer", 0, |o| json!(o["webhooks"].as_array().map_or(0, Vec::len))), ("Age", "string", 0, created)]
+        }
         _ => &[],
     };
     all.extend_from_slice(middle);
@@ -281,7 +339,8 @@ fn json_path(object: &Value, column: &Value) -> Value {
             Some((field, rest)) => {
                 let list = at.get(field).and_then(Value::as_array);
                 let index: Option<usize> = rest.trim_end_matches(']').parse().ok();
-                let filter = rest.trim_end_matches(')').trim_end_matches(']').split_once("=='").or_else(|| rest.split_once("==\""));
+                let filter =
+                    rest.trim_end_matches(')').trim_end_matches(']').split_once("=='").or_else(|| rest.split_once("==\""));
                 match (index, filter) {
                     (Some(i), _) => list.and_then(|l| l.get(i)),
                     (None, Some((key, want))) => {
@@ -312,7 +371,17 @@ mod tests {
 
     #[test]
     fn ages_read_as_kubectl_writes_them() {
-        for (seconds, want) in [(5, "5s"), (119, "119s"), (120, "2m"), (130, "2m10s"), (700, "11m"), (10_900, "3h1m"), (90_000, "25h"), (180_000, "2d2h"), (900_000, "10d")] {
+        for (seconds, want) in [
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (130, "2m10s"),
+            (700, "11m"),
+            (10_900, "3h1m"),
+            (90_000, "25h"),
+            (180_000, "2d2h"),
+            (900_000, "10d"),
+        ] {
             assert_eq!(duration(seconds), want);
         }
     }
