@@ -24,6 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
+/// Changes the log filter; an error says what is wrong with the new one.
+pub type Relog = Box<dyn Fn(&str) -> Result<(), String>>;
+
 /// What the admin server knows.
 pub struct Admin {
     /// What the process was started with.
@@ -35,7 +38,7 @@ pub struct Admin {
     /// The process.
     pub control: Control,
     /// Changes the log filter; an error says what is wrong with it.
-    pub relog: Box<dyn Fn(&str) -> Result<(), String>>,
+    pub relog: Relog,
 }
 
 type Reply = Response<Full<Bytes>>;

@@ -9,6 +9,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, reload};
 use weft_api::{env, names};
+use weft_proxy::admin::Relog;
 use weft_proxy::settings::{self, LogFormat, Settings};
 use weft_proxy::{run, sys};
 
@@ -71,8 +72,6 @@ fn from_file(file: &str) -> Result<Settings, String> {
     let text = std::fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
     settings::file::read(&text, sys::cpu_quota()).map_err(|e| format!("{file}: {e}"))
 }
-
-type Relog = Box<dyn Fn(&str) -> Result<(), String>>;
 
 fn log(settings: &Settings) -> Result<Relog, String> {
     let filter = EnvFilter::try_new(&settings.log).map_err(|e| e.to_string())?;

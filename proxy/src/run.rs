@@ -82,7 +82,7 @@ impl Control {
 ///
 /// # Errors
 /// A socket can't be opened: the message says which, and why.
-pub fn run(settings: Settings, relog: Box<dyn Fn(&str) -> Result<(), String>>) -> anyhow::Result<u8> {
+pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     let started = Instant::now();
     let settings = Arc::new(settings);
     match sys::raise_descriptor_limit() {
@@ -242,7 +242,7 @@ async fn end(
     match code {
         DRAINED => tracing::info!("ended after {seconds:.1} s: drained"),
         GRACE_OVER => {
-            tracing::warn!("ended after {seconds:.1} s: the grace period is over, {} connections are cut off", drain.open())
+            tracing::warn!("ended after {seconds:.1} s: the grace period is over, {} connections are cut off", drain.open());
         }
         _ => tracing::warn!("ended after {seconds:.1} s: a second signal, {} connections are cut off", drain.open()),
     }
@@ -257,8 +257,6 @@ fn app_listens(settings: &Settings) -> bool {
         .map(|l| l.address.port())
         .chain(settings.admin.iter().map(std::net::SocketAddr::port))
         .collect();
-    ["/proc/net/tcp", "/proc/net/tcp6"].iter().filter_map(|path| std::fs::read_to_string(path).ok()).any(|table| {
-        let foreign = sys::listening_ports(&table).any(|port| !own.contains(&port));
-        foreign
-    })
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    tables.iter().flat_map(|table| sys::listening_ports(table)).any(|port| !own.contains(&port))
 }

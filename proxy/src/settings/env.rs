@@ -20,9 +20,9 @@ pub fn read(get: impl Fn(&str) -> Option<String>, quota: Option<usize>) -> Resul
         Some(other) => return Err(Invalid(format!("{}: {other:?} is neither redirect nor tproxy", env::MODE))),
     };
     settings.mode = mode;
-    let outbound = number(&get, env::OUTBOUND_PORT, names::OUTBOUND_PORT)?;
-    let inbound = number(&get, env::INBOUND_PORT, names::INBOUND_PORT)?;
-    let admin = number(&get, env::ADMIN_PORT, names::ADMIN_PORT)?;
+    let outbound = number(get, env::OUTBOUND_PORT, names::OUTBOUND_PORT)?;
+    let inbound = number(get, env::INBOUND_PORT, names::INBOUND_PORT)?;
+    let admin = number(get, env::ADMIN_PORT, names::ADMIN_PORT)?;
     for (port, direction) in [(outbound, Direction::Outbound), (inbound, Direction::Inbound)] {
         for ip in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             settings.listeners.push(Listener {
@@ -74,13 +74,13 @@ pub fn read(get: impl Fn(&str) -> Option<String>, quota: Option<usize>) -> Resul
         Some("json") => LogFormat::Json,
         Some(other) => return Err(Invalid(format!("{}: {other:?} is neither text nor json", env::LOG_FORMAT))),
     };
-    let limit: u64 = number(&get, env::CPU_LIMIT_MILLIS, 0)?;
+    let limit: u64 = number(get, env::CPU_LIMIT_MILLIS, 0)?;
     let by_limit = (limit > 0).then_some(limit.div_ceil(1000) as usize);
-    settings.workers = match number(&get, env::WORKERS, 0)? {
+    settings.workers = match number(get, env::WORKERS, 0)? {
         0 => by_limit.or(quota).unwrap_or(1).max(1),
         workers => workers,
     };
-    let drain = number(&get, env::DRAIN_SECONDS, settings.timeouts.drain.as_secs())?;
+    let drain = number(get, env::DRAIN_SECONDS, settings.timeouts.drain.as_secs())?;
     settings.timeouts.drain = Duration::from_secs(drain);
     Ok(settings)
 }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a series may be idle.
-pub const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_secs(600);
 
 /// Envoy's default buckets, which Istio's dashboards expect.
 const BUCKETS: [f64; 19] = [
@@ -46,7 +46,7 @@ const BUCKETS: [f64; 19] = [
 ];
 
 /// A set of labels, names and values in order.
-pub type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 #[derive(Clone, Debug)]
 struct Buckets;
