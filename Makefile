@@ -25,7 +25,7 @@ setup: ## Install the few system packages if they are absent
 	  export DEBIAN_FRONTEND=noninteractive; \
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" libc6-dev >/dev/null; \
 	fi
-	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs (1.90 or newer)"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs (1.92 or newer)"; exit 1; }
 
 .PHONY: fmt
 fmt: ## Format the code
