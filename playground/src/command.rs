@@ -23,7 +23,7 @@ use crate::{daemon, json, netns, node};
 /// Folder of the playground unless `--dir` names another.
 const DEFAULT_DIR: &str = "/var/lib/weft-playground";
 /// How long `up` waits for the daemon.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Arguments of `weft playground`.
 #[derive(Debug, clap::Args)]

@@ -54,7 +54,9 @@ pub(crate) fn rules(services: &[Arc<Value>], slices: &[Arc<Value>]) -> String {
             let Some(number) = port["port"].as_u64() else { continue };
             let targets = backends(slices, ns, name, text(port, "/name"));
             pods.extend(targets.iter().map(|(ip, _)| *ip));
-            for ip in &addresses {
+            let own = addresses.iter().map(|ip| (*ip, number));
+            let outside = port["nodePort"].as_u64().filter(|n| *n > 0).map(|n| (crate::netns::NODE, n));
+            for (ip, number) in own.chain(outside) {
                 if targets.is_empty() {
                     empty.push_str(&format!("    ip daddr {ip} {protocol} dport {number} reject\n"));
                     continue;
@@ -135,7 +137,7 @@ mod tests {
     fn ready_endpoints_get_the_traffic_and_services_without_any_refuse() {
         let service = |name: &str, ip: &str| {
             Arc::new(
-                json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80}]}}),
+                json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": ip, "ports": [{"name": "http", "port": 80, "nodePort": 30000}]}}),
             )
         };
         let slice = Arc::new(
@@ -146,6 +148,10 @@ mod tests {
         let text = rules(&[service("a", "10.96.0.2"), service("b", "10.96.0.3"), service("c", "None")], &[slice]);
         assert!(
             text.contains("ip daddr 10.96.0.2 tcp dport 80 dnat to numgen random mod 1 map { 0 : 10.0.0.1 . 8080 }"),
+            "{text}"
+        );
+        assert!(
+            text.contains("ip daddr 10.99.0.1 tcp dport 30000 dnat to numgen random mod 1 map { 0 : 10.0.0.1 . 8080 }"),
             "{text}"
         );
         assert!(text.contains("ip daddr 10.96.0.3 tcp dport 80 reject"), "{text}");

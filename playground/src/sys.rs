@@ -23,14 +23,14 @@ impl Alone {
             threads => Err(io::Error::other(format!("the launcher has {threads} threads, it must have one"))),
         }
     }
+}
 
-    /// Forks. `None` in the child.
-    pub(crate) fn fork(self) -> io::Result<Option<Pid>> {
-        // SAFETY: with a single thread no lock can be held by a thread that is missing in the child.
-        match unsafe { nix::unistd::fork() }? {
-            ForkResult::Parent { child } => Ok(Some(child)),
-            ForkResult::Child => Ok(None),
-        }
+/// Forks. `None` in the child.
+pub(crate) fn fork(Alone(()): Alone) -> io::Result<Option<Pid>> {
+    // SAFETY: with a single thread no lock can be held by a thread that is missing in the child.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
     }
 }
 

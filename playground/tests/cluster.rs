@@ -196,19 +196,42 @@ async fn services_names_logs_exec_and_a_rollout_without_a_gap() {
         let all = p.api::<Pod>().list(&kube::api::ListParams::default().labels(&format!("app={app}"))).await.unwrap();
         all.items.iter().map(kube::ResourceExt::name_any).collect::<std::collections::BTreeSet<_>>()
     };
+    let front = names("front").await.pop_first().unwrap();
+    let address = p.ready(&front).await["status"]["podIP"].as_str().unwrap().to_owned();
+    // What frontend has counted: answers, and failures of whatever kind.
+    let counted = async || {
+        let (text, _) = p.exec("echo", &["curl", "-s", &format!("http://{address}:8080/metrics")]).await;
+        let (mut good, mut bad) = (0_u64, 0_u64);
+        for line in text.lines().filter(|l| l.starts_with("frontend_requests_total")) {
+            let count = line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+            *(if line.contains("\"200\"") { &mut good } else { &mut bad }) += count;
+        }
+        (good, bad)
+    };
+    let calm = counted().await;
     let before = names("web").await;
     deployments.restart("web").await.unwrap();
     eventually("the restart", async || available(2).await).await;
     eventually("the end of the old pods", async || names("web").await.is_disjoint(&before).then_some(())).await;
+    // A request that hangs is one that failed, after at most five seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let front = names("front").await.pop_first().unwrap();
+    let after = counted().await;
     let log = p.api::<Pod>().logs(&front, &LogParams { timestamps: true, ..LogParams::default() }).await.unwrap();
-    let summaries: Vec<&str> = log.lines().filter(|l| l.contains("requests:")).collect();
-    // The first one may have begun before the Service had endpoints.
-    assert!(summaries.len() > 1 && summaries[1..].iter().all(|l| !l.contains("error")), "{log}");
-    assert!(summaries[0].starts_with("20") && summaries[0].contains('T'), "{log}");
+    assert!(after.0 > calm.0 + 100 && after.1 == calm.1, "{calm:?} {after:?}\n{log}");
+    assert!(log.lines().all(|l| l.starts_with("20") && l.as_bytes()[10] == b'T'), "{log}");
+    let first = before.first().unwrap().rsplit_once('-').unwrap().0.to_owned();
+    let template = p.api::<k8s_openapi::api::apps::v1::ReplicaSet>().get(&first).await.unwrap().spec.unwrap().template.unwrap();
+    // What `kubectl rollout undo` does: the template of an earlier ReplicaSet comes back, and with it that ReplicaSet.
+    let mut undo = serde_json::to_value(template).unwrap();
+    undo["metadata"]["labels"].as_object_mut().unwrap().remove("pod-template-hash");
+    undo["metadata"]["creationTimestamp"] = Value::Null;
+    let patch = json!([{"op": "replace", "path": "/spec/template", "value": undo}]);
+    let patch = Patch::<()>::Json(serde_json::from_value(patch).unwrap());
+    deployments.patch("web", &PatchParams::default(), &patch).await.unwrap();
+    eventually("the undo", async || available(3).await).await;
+    eventually("the first ReplicaSet", async || names("web").await.iter().all(|n| n.starts_with(&first)).then_some(())).await;
     let revision = deployments.get("web").await.unwrap().annotations()["deployment.kubernetes.io/revision"].clone();
-    assert_eq!(revision, "2");
+    assert_eq!(revision, "3");
 }
 
 #[tokio::test(flavor = "multi_thread")]

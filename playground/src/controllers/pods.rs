@@ -54,7 +54,7 @@ pub(super) fn until_available(pod: &Value, minimum: i64) -> Option<i64> {
 
 /// A time of the API in seconds since 1970.
 pub(super) fn seconds(time: &str) -> Option<i64> {
-    time.parse::<k8s_openapi::jiff::Timestamp>().ok().map(|t| t.as_second())
+    time.parse::<k8s_openapi::jiff::Timestamp>().ok().map(k8s_openapi::jiff::Timestamp::as_second)
 }
 
 /// A pod from a template.

@@ -138,7 +138,7 @@ fn launch(spec: &Spec, report: &mut File) -> anyhow::Result<i32> {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC)
             .context("make namespaces; the playground must run as root")?;
     }
-    match alone.fork()? {
+    match sys::fork(alone)? {
         Some(child) => loop {
             match waitpid(child, None) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(code),

@@ -18,10 +18,10 @@ use crate::{netns, tls};
 /// The three probes of a container: startup first, then liveness and readiness side by side. Ends when the container has to be
 /// restarted and has been stopped; the caller drops it when the process ends.
 pub(crate) async fn supervise(pod: &Arc<Pod>, c: &Arc<Container>) {
-    if let Some(probe) = c.spec.get("startupProbe") {
-        if !until(pod, c, probe, "Startup").await {
-            return;
-        }
+    if let Some(probe) = c.spec.get("startupProbe")
+        && !until(pod, c, probe, "Startup").await
+    {
+        return;
     }
     let readiness = c.spec.get("readinessProbe");
     c.set(pod, |s| {

@@ -129,7 +129,7 @@ async fn calls(target: http::Uri, rate: f64, tally: Arc<Mutex<Tally>>, total: Ar
         let Ok(permit) = limit.clone().acquire_owned().await else { return };
         // A Service is balanced by connection: one that stays open would meet one pod for ever.
         sent += 1;
-        if sent % CONNECTION == 0 {
+        if sent.is_multiple_of(CONNECTION) {
             client = fresh();
         }
         let (client, target, tally, total) = (client.clone(), target.clone(), tally.clone(), total.clone());

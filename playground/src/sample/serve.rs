@@ -117,7 +117,7 @@ where
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(3600)).preserve_header_case(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_hours(1)).preserve_header_case(true);
     builder.http2().timer(TokioTimer::new());
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
