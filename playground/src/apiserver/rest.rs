@@ -481,10 +481,17 @@ fn watch(ask: Ask, ns: Option<String>, labels: Labels, fields: Fields) -> Result
         let revision = since.parse().map_err(|_| Status::bad_request(format!("Invalid value: {since:?}: resourceVersion")))?;
         match store.watch(&ask.info.key, revision) {
             Ok(watch) => watch,
-            Err(oldest) => return Err(Status::expired(format!("too old resource version: {since} ({oldest})"))),
+            Err(oldest) => {
+                // As the real server says it: the watch starts and its one event is the error. Reflectors list again only
+                // then; a refused request they repeat.
+                let status = Status::expired(format!("too old resource version: {since} ({oldest})"));
+                let event = json!({"type": "ERROR", "object": status.to_json()});
+                let headers = [(header::CONTENT_TYPE, "application/json")];
+                return Ok((StatusCode::OK, headers, format!("{event}\n")).into_response());
+            }
         }
     };
-    let seconds: u64 = ask.param("timeoutSeconds").parse().unwrap_or(1800);
+    let seconds: u64 = ask.param("timeoutSeconds").parse().ok().filter(|s| *s > 0).unwrap_or(1800);
     let state = Watching {
         bookmarks: ask.flag("allowWatchBookmarks"),
         until: tokio::time::Instant::now() + Duration::from_secs(seconds),
