@@ -254,9 +254,9 @@ impl Cluster {
             let observed = status.observed_generation.unwrap_or_default() >= deployment.metadata.generation.unwrap_or_default();
             ensure!(
                 observed
-                    && status.updated_replicas == Some(want)
-                    && status.available_replicas == Some(want)
-                    && status.replicas == Some(want),
+                    && status.updated_replicas.unwrap_or(0) == want
+                    && status.available_replicas.unwrap_or(0) == want
+                    && status.replicas.unwrap_or(0) == want,
                 "{} of {want} updated, {} available, {} in all",
                 status.updated_replicas.unwrap_or_default(),
                 status.available_replicas.unwrap_or_default(),
