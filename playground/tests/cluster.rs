@@ -170,8 +170,13 @@ async fn services_names_logs_exec_and_a_rollout_without_a_gap() {
     };
     eventually("two available replicas", async || available(1).await).await;
 
-    let (out, code) = p.exec("echo", &["client", "http://web/api/x", "--count=20"]).await;
-    assert_eq!((code, out.matches("StatusCode=200").count()), (0, 20), "{out}");
+    // Pods are ready a moment before the rules for their Service are.
+    let out = eventually("twenty answers", async || {
+        let (out, code) = p.exec("echo", &["client", "http://web/api/x", "--count=20"]).await;
+        (code == 0).then_some(out)
+    })
+    .await;
+    assert_eq!(out.matches("StatusCode=200").count(), 20, "{out}");
     let answers: std::collections::BTreeSet<String> =
         futures::future::join_all((0..12).map(|_| p.exec("echo", &["client", "http://web.default.svc.cluster.local/"])))
             .await
