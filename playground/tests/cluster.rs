@@ -15,7 +15,7 @@ use kube::{Client, Config, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn playground(dir: &Path, action: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-playground"));
