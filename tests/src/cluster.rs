@@ -33,6 +33,31 @@ pub struct Cluster {
     registry: String,
     tag: String,
     playground: Option<Playground>,
+    namespaces: std::sync::Mutex<Vec<String>>,
+}
+
+impl Drop for Cluster {
+    /// A cluster that is not ours is left as it was found, but for the control plane.
+    fn drop(&mut self) {
+        let namespaces = std::mem::take(&mut *self.namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        if self.playground.is_some() || namespaces.is_empty() {
+            return;
+        }
+        let kubeconfig = self.kubeconfig.clone();
+        let delete = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(async {
+                let config = kube::config::Kubeconfig::read_from(&kubeconfig).ok()?;
+                let config = Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.ok()?;
+                let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(Client::try_from(config).ok()?);
+                for name in &namespaces {
+                    let _ = api.delete(name, &kube::api::DeleteParams::default()).await;
+                }
+                Some(())
+            })
+        };
+        let _ = std::thread::spawn(delete).join();
+    }
 }
 
 struct Playground {
@@ -117,6 +142,7 @@ impl Cluster {
             registry: env("WEFT_E2E_REGISTRY", "localhost/weft"),
             tag: env("WEFT_E2E_TAG", "dev"),
             playground,
+            namespaces: std::sync::Mutex::default(),
         })
     }
 
@@ -211,6 +237,7 @@ impl Cluster {
         let annotations: serde_json::Map<String, Value> = annotations.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "annotations": annotations}});
         self.apply_object(&object, "").await?;
+        self.namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.to_owned());
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(self.client.clone(), name);
         eventually("the default service account", PATIENCE, async || {
             accounts.get("default").await?;

@@ -14,7 +14,7 @@ use weft_tests::{Cluster, metrics};
 async fn start(name: &str) -> anyhow::Result<(Cluster, String)> {
     let cluster = Cluster::start(name).await?;
     cluster.install(&[]).await?;
-    let namespace = format!("e2e-{name}");
+    let namespace = format!("e2e-{name}-{}", std::process::id());
     cluster.namespace(&namespace, &[("inject", "enabled")]).await?;
     Ok((cluster, namespace))
 }

@@ -8,7 +8,7 @@ use weft_tests::{Cluster, cluster::containers, story};
 async fn annotate_restart_and_every_request_is_counted_on_both_sides() -> anyhow::Result<()> {
     let cluster = Cluster::start("story").await?;
     cluster.install(&[]).await?;
-    let namespace = "story";
+    let namespace = &format!("e2e-story-{}", std::process::id());
     cluster.namespace(namespace, &[]).await?;
     story::deploy(&cluster, namespace).await?;
     for pod in story::pods(&cluster, namespace).await? {
