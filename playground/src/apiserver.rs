@@ -13,6 +13,7 @@ mod discovery;
 mod gc;
 mod inflate;
 pub mod patch;
+mod protobuf;
 pub mod resource;
 mod rest;
 pub mod selector;

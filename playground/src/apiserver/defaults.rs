@@ -348,13 +348,12 @@ pub fn validate(info: &ResourceInfo, object: &Value) -> Result<(), Status> {
             }
             pod(&spec["template"]["spec"], "spec.template.spec", &mut causes);
         }
-        ("", "Service") => {
+        ("", "Service")
             if object["spec"]["type"] != "ExternalName"
                 && object["spec"]["ports"].as_array().is_none_or(Vec::is_empty)
-                && object["spec"]["clusterIP"] != "None"
-            {
-                causes.push(("spec.ports".into(), "Required value".into()));
-            }
+                && object["spec"]["clusterIP"] != "None" =>
+        {
+            causes.push(("spec.ports".into(), "Required value".into()));
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") if super::resource::from_crd(object).is_none() => {
             causes.push(("spec".into(), "Invalid value: group, names, scope and versions are required".into()));

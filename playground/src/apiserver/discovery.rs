@@ -40,7 +40,7 @@ fn subresources(info: &ResourceInfo, version: &str) -> Vec<(String, String, &'st
 }
 
 /// `APIResourceList` of a group and version.
-pub fn resources(all: &[Arc<ResourceInfo>], group: &str, version: &str) -> Value {
+pub(super) fn resources(all: &[Arc<ResourceInfo>], group: &str, version: &str) -> Value {
     let mut list = Vec::new();
     for info in all.iter().filter(|r| r.version(version).is_some()) {
         let mut entry = json!({"name": info.key.resource, "singularName": info.singular, "namespaced": info.namespaced, "kind": info.kind, "verbs": verbs(info)});
@@ -65,25 +65,25 @@ pub fn resources(all: &[Arc<ResourceInfo>], group: &str, version: &str) -> Value
 }
 
 /// `APIGroup`.
-pub fn group(name: &str, all: &[Arc<ResourceInfo>]) -> Value {
+pub(super) fn group(name: &str, all: &[Arc<ResourceInfo>]) -> Value {
     let versions: Vec<Value> =
         Registry::group_versions(all).iter().map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
     json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions, "preferredVersion": versions.first()})
 }
 
 /// `APIGroupList`.
-pub fn groups(registry: &Registry) -> Value {
+pub(super) fn groups(registry: &Registry) -> Value {
     let all: Vec<Value> = registry.by_group().iter().filter(|(g, _)| !g.is_empty()).map(|(g, r)| group(g, r)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
 }
 
 /// `APIVersions` of the core group.
-pub fn core_versions() -> Value {
+pub(super) fn core_versions() -> Value {
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 }
 
 /// Aggregated discovery (v2): everything of `/api` or `/apis` in one document.
-pub fn aggregated(registry: &Registry, core: bool) -> Value {
+pub(super) fn aggregated(registry: &Registry, core: bool) -> Value {
     let items: Vec<Value> = registry
         .by_group()
         .iter()
@@ -118,7 +118,7 @@ pub fn aggregated(registry: &Registry, core: bool) -> Value {
 }
 
 /// `/version`.
-pub fn version() -> Value {
+pub(super) fn version() -> Value {
     json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0-weft-playground", "gitCommit": "", "gitTreeState": "clean", "buildDate": "2025-04-23T00:00:00Z",
         "goVersion": "", "compiler": "rustc", "platform": "linux/amd64"})
 }
@@ -130,7 +130,7 @@ fn definition(group: &str, version: &str, kind: &str) -> Value {
 }
 
 /// `/openapi/v2`.
-pub fn openapi_v2(registry: &Registry) -> Value {
+pub(super) fn openapi_v2(registry: &Registry) -> Value {
     let mut definitions = Map::new();
     for (group, all) in registry.by_group() {
         for info in all {
@@ -153,7 +153,7 @@ pub fn openapi_v2(registry: &Registry) -> Value {
 }
 
 /// `/openapi/v3`: the index.
-pub fn openapi_v3_index(registry: &Registry) -> Value {
+pub(super) fn openapi_v3_index(registry: &Registry) -> Value {
     let mut paths = Map::new();
     for (group, all) in registry.by_group() {
         for version in Registry::group_versions(&all) {
@@ -165,7 +165,7 @@ pub fn openapi_v3_index(registry: &Registry) -> Value {
 }
 
 /// `/openapi/v3/…` of one group and version.
-pub fn openapi_v3(registry: &Registry, group: &str, version: &str) -> Value {
+pub(super) fn openapi_v3(registry: &Registry, group: &str, version: &str) -> Value {
     let mut schemas = Map::new();
     let mut paths = Map::new();
     let base = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Works until the server ends.
-pub async fn run(core: Arc<Core>) {
+pub(super) async fn run(core: Arc<Core>) {
     let mut seen = 0;
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -305,7 +305,7 @@ pub fn from_crd(crd: &Value) -> Option<ResourceInfo> {
         };
         versions.push((text(version, "name")?, info));
     }
-    versions.sort_by(|a, b| version_rank(&b.0).cmp(&version_rank(&a.0)));
+    versions.sort_by_key(|(name, _)| std::cmp::Reverse(version_rank(name)));
     Some(ResourceInfo {
         key: Key::new(&text(spec, "group")?, &text(names, "plural")?),
         list_kind: text(names, "listKind").unwrap_or_else(|| format!("{kind}List")),

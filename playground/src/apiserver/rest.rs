@@ -7,7 +7,7 @@ use super::resource::{self, ResourceInfo};
 use super::selector::{Fields, Labels};
 use super::status::Status;
 use super::store::{EventKind, Watch};
-use super::{discovery, streams, table};
+use super::{discovery, protobuf, streams, table};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -36,7 +36,7 @@ pub(super) struct Target {
 }
 
 fn parse(path: &str) -> Option<Target> {
-    let mut parts: Vec<String> = path.trim_matches('/').split('/').map(|p| percent(p)).collect();
+    let mut parts: Vec<String> = path.trim_matches('/').split('/').map(percent).collect();
     let rest = match parts.first().map(String::as_str) {
         Some("api") => {
             parts.insert(1, String::new());
@@ -232,7 +232,17 @@ fn decode(ask: &Ask, body: &Bytes) -> Result<Value, Status> {
     if body.is_empty() {
         return Ok(Value::Null);
     }
-    if ask.content.contains("protobuf") || ask.content.contains("cbor") {
+    if ask.content.contains("protobuf") {
+        let object = protobuf::object(body);
+        return object.map_err(|why| {
+            Status::new(
+                415,
+                "UnsupportedMediaType",
+                format!("the playground can't read this protobuf body ({why}): use JSON or YAML, with kubectl: apply -f"),
+            )
+        });
+    }
+    if ask.content.contains("cbor") {
         return Err(Status::new(
             415,
             "UnsupportedMediaType",
@@ -633,7 +643,7 @@ async fn special(ask: &Ask, mut body: Value) -> Result<Response, Status> {
             body["status"] = json!({"resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}], "nonResourceRules": [], "incomplete": false});
         }
         (kind, "") if kind.ends_with("AccessReview") => {
-            body["status"] = json!({"allowed": true, "reason": "the playground enforces no RBAC"})
+            body["status"] = json!({"allowed": true, "reason": "the playground enforces no RBAC"});
         }
         (_, "token") => {
             let spec = &body["spec"];

@@ -74,7 +74,7 @@ struct Page {
 }
 
 /// How long a `continue` token is good for, as etcd's default compaction makes it.
-const PAGE_LIFE: Duration = Duration::from_secs(300);
+const PAGE_LIFE: Duration = Duration::from_mins(5);
 
 /// The store. Cheap to share behind an `Arc`.
 pub struct Store {

@@ -104,7 +104,7 @@ pub fn pod_status(pod: &Value) -> String {
         for status in statuses(pod, "containerStatuses") {
             let state = &status["state"];
             if let Some(r) = state["waiting"]["reason"].as_str().filter(|r| !r.is_empty()) {
-                reason = r.to_owned();
+                r.clone_into(&mut reason);
             } else if state["terminated"].is_object() {
                 reason = match state["terminated"]["reason"].as_str() {
                     Some(r) if !r.is_empty() => r.to_owned(),
