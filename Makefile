@@ -36,24 +36,24 @@ lint: ## Formatting and clippy, as CI does
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-# nextest runs each test in a process of its own and in parallel; plain cargo test does as well.
-.PHONY: test
-test: setup ## All tests
-	$(CARGO) build --workspace --bins
-	if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run --workspace --no-fail-fast; \
+# nextest runs each test in a process of its own; plain cargo test does as well. Without KUBECONFIG the end-to-end tests
+# start playgrounds; with it they run on that cluster, one at a time, because one of them takes the control plane away.
+TESTS = if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run $(1) --no-fail-fast $(if $(KUBECONFIG),-j1); \
 	else \
-	  $(CARGO) test --workspace --no-fail-fast; \
+	  $(CARGO) test $(1) --no-fail-fast $(if $(KUBECONFIG),-- --test-threads=1); \
 	fi
 
-.PHONY: e2e
-e2e: setup ## End-to-end tests: on the playground, or on the cluster in KUBECONFIG
+.PHONY: test
+test: override KUBECONFIG :=
+test: setup ## All tests
 	$(CARGO) build --workspace --bins
-	if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run -p weft-tests --no-fail-fast; \
-	else \
-	  $(CARGO) test -p weft-tests --no-fail-fast; \
-	fi
+	env -u KUBECONFIG bash -c '$(call TESTS,--workspace)'
+
+.PHONY: e2e
+e2e: setup ## End-to-end tests: on a playground, or on the cluster in KUBECONFIG (images: WEFT_E2E_REGISTRY, WEFT_E2E_TAG)
+	$(CARGO) build --workspace --bins
+	$(call TESTS,-p weft-tests)
 
 .PHONY: demo
 demo: setup ## The whole mesh on this machine, no Kubernetes needed (KEEP=1 leaves it running)
