@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use weft_playground::apiserver::{Api, Config, Server, Status, resource};
+use weft_playground::apiserver::{Api, Config, DeleteOptions, Server, Status, resource};
 
 /// What the webhook was asked: path and `request`.
 type Calls = Arc<Mutex<Vec<(String, Value)>>>;
@@ -40,7 +40,7 @@ async fn answer(Path(path): Path<String>, State(calls): State<Calls>, Json(revie
             }
         }
         "deny" => {
-            response = json!({"uid": request["uid"], "allowed": false, "status": {"code": 418, "reason": "Teapot", "message": "no coffee"}})
+            response = json!({"uid": request["uid"], "allowed": false, "status": {"code": 418, "reason": "Teapot", "message": "no coffee"}});
         }
         "deny-mute" => response = json!({"uid": request["uid"], "allowed": false}),
         "warn" => response["warnings"] = json!(["look \"here\""]),
@@ -191,12 +191,12 @@ async fn a_failing_webhook_fails_the_request_unless_it_may_be_ignored() {
         let error = w.map("m").await.unwrap_err();
         assert_eq!((error.code, error.reason.as_str()), (500, "InternalError"), "{error}");
         assert!(error.message.contains("failed calling webhook \"f.example.com\""), "{error}");
-        w.api.delete(&resource::VALIDATING_WEBHOOKS, None, &name, Default::default()).await.unwrap();
+        w.api.delete(&resource::VALIDATING_WEBHOOKS, None, &name, DeleteOptions::default()).await.unwrap();
         let mut ignored = over.clone();
         ignored["failurePolicy"] = json!("Ignore");
         w.configure(&name, false, &[w.hook("f", path, &ignored)]).await.unwrap();
         w.map(&format!("m{n}")).await.unwrap();
-        w.api.delete(&resource::VALIDATING_WEBHOOKS, None, &name, Default::default()).await.unwrap();
+        w.api.delete(&resource::VALIDATING_WEBHOOKS, None, &name, DeleteOptions::default()).await.unwrap();
     }
 }
 
@@ -217,7 +217,7 @@ async fn a_denial_reaches_the_client_as_the_webhook_put_it() {
     let error = w.map("m").await.unwrap_err();
     assert_eq!((error.code, error.reason.as_str()), (418, "Teapot"), "a denial is no failure to ignore");
     assert_eq!(error.message, "admission webhook \"d.example.com\" denied the request: no coffee");
-    w.api.delete(&resource::MUTATING_WEBHOOKS, None, "d", Default::default()).await.unwrap();
+    w.api.delete(&resource::MUTATING_WEBHOOKS, None, "d", DeleteOptions::default()).await.unwrap();
     w.configure("d", false, &[w.hook("d", "deny-mute", &json!({}))]).await.unwrap();
     let error = w.map("m").await.unwrap_err();
     assert_eq!(
@@ -251,7 +251,7 @@ async fn selectors_scope_and_operations_choose() {
     assert_eq!(w.paths().len(), 1);
     w.api.create(&resource::CONFIGMAPS, Some("kube-public"), labelled).await.unwrap();
     assert_eq!(w.paths().len(), 3);
-    w.api.delete(&resource::CONFIGMAPS, Some("default"), "m", Default::default()).await.unwrap();
+    w.api.delete(&resource::CONFIGMAPS, Some("default"), "m", DeleteOptions::default()).await.unwrap();
     let seen = w.last();
     assert_eq!(
         (seen["operation"].as_str(), &seen["object"], &seen["oldObject"]["metadata"]["name"]),
