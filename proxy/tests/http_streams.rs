@@ -207,7 +207,7 @@ fn bodies_stream_both_ways_at_once() {
     client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
     assert!(client.head().unwrap().starts_with("HTTP/1.1 200"));
     for n in 1..50 {
-        let chunk = format!("{n:x}\r\n{}\r\n", "x".repeat(n));
+        let chunk = format!("{n:X}\r\n{}\r\n", "x".repeat(n));
         client.send(&chunk);
         assert_eq!(client.exactly(chunk.len()), chunk.as_bytes());
     }

@@ -152,11 +152,14 @@ type Sent<T> = Result<T, hyper::client::conn::TrySendError<Request<Upload>>>;
 /// destination to judge.
 async fn exchange(lease: &mut LeasedH1, request: Request<Upload>, hop: &Hop) -> Sent<Response<Incoming>> {
     let ear = Rc::clone(lease.ear());
+    // With a body nobody can tell here when the last byte of it is out.
+    let whole = request.body().is_end_stream();
     let mut sent = pin!(lease.sender().try_send_request(request));
     let mut half_closed = false;
     let result = poll_fn(|cx| {
         let polled = sent.as_mut().poll(cx);
         if polled.is_pending()
+            && whole
             && !half_closed
             && let Some(link) = &hop.link
             && link.poll_half_closed(cx).is_ready()

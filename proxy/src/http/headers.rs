@@ -194,7 +194,7 @@ fn target_h1(head: &mut RequestHead, hosts: usize, direction: Direction, origina
     match (head.uri.scheme(), head.uri.authority()) {
         (None, None) => {
             let path = head.uri.path();
-            if connect || !path.starts_with('/') && !(path == "*" && head.method == Method::OPTIONS) {
+            if connect || !path.starts_with('/') && (path != "*" || head.method != Method::OPTIONS) {
                 return Err(Refusal::BadTarget);
             }
             if host.is_none() {

@@ -226,19 +226,19 @@ impl LeasedH1 {
             return;
         }
         if self.connection.sender.is_ready() {
-            self.put();
+            (*self).put();
         } else {
             // The response is over before the request (an early answer), or the task has not come to it yet.
             spawn_local(async move {
                 if self.connection.sender.ready().await.is_ok() {
-                    self.put();
+                    (*self).put();
                 }
             });
         }
     }
 
-    fn put(self: Box<Self>) {
-        let Self { worker, plan, mut connection, .. } = *self;
+    fn put(self) {
+        let Self { worker, plan, mut connection, .. } = self;
         connection.idle_since = Instant::now();
         connection.served += 1;
         if connection.served >= MAX_REQUESTS || connection.idle_since.duration_since(connection.born) >= MAX_AGE {

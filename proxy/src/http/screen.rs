@@ -224,7 +224,7 @@ impl Screen {
                 self.chunked = false;
                 self.stage = Stage::Fields;
             }
-            Stage::Fields if line.is_empty() => return self.head_done(),
+            Stage::Fields if line.is_empty() => self.head_done(),
             Stage::Trailers if line.is_empty() => self.stage = self.next_message(),
             Stage::Trailers | Stage::Fields if matches!(line[0], b' ' | b'\t') => return Err(Ambiguity::ObsFold),
             Stage::Fields => return self.field(line),
@@ -266,13 +266,12 @@ impl Screen {
         Ok(())
     }
 
-    fn head_done(&mut self) -> Result<(), Ambiguity> {
+    fn head_done(&mut self) {
         self.stage = match (self.chunked, self.length) {
             (true, _) => Stage::ChunkSize { size: 0, digits: 0 },
             (false, Some(length)) if length > 0 => Stage::Body(length),
             _ => self.next_message(),
         };
-        Ok(())
     }
 
     fn next_message(&self) -> Stage {

@@ -25,6 +25,11 @@ pub(crate) type Handover = (TcpStream, bytes::Bytes);
 pub(crate) struct Ear {
     fd: RawFd,
     heard: Cell<bool>,
+    /// Bytes were written, and all that hyper had are out.
+    wrote: Cell<bool>,
+    flushed: Cell<bool>,
+    /// The client has half-closed: to be passed on once the request is out.
+    closing: Cell<bool>,
     recording: Cell<bool>,
     record: RefCell<Vec<u8>>,
     /// Where the stream goes when the connection becomes a tunnel.
@@ -35,6 +40,9 @@ impl Ear {
     /// A request is about to be sent; `record`: keep its bytes.
     pub(crate) fn begin(&self, record: bool) {
         self.heard.set(false);
+        self.wrote.set(false);
+        self.flushed.set(false);
+        self.closing.set(false);
         self.recording.set(record);
         self.record.borrow_mut().clear();
     }
@@ -71,8 +79,17 @@ impl Ear {
         }
     }
 
-    /// Half-closes the connection as the client did; the response still comes.
+    /// Half-closes the connection as the client did, once the request (which has no body) is written; the response still comes.
     pub(crate) fn half_close(&self) {
+        self.closing.set(true);
+        self.close_if_sent();
+    }
+
+    fn close_if_sent(&self) {
+        if !self.closing.get() || !self.flushed.get() {
+            return;
+        }
+        self.closing.set(false);
         // Fails only if the connection is gone, which its task notices.
         let _ = nix::sys::socket::shutdown(self.fd, nix::sys::socket::Shutdown::Write);
     }
@@ -113,6 +130,9 @@ impl Tapped {
         let ear = Rc::new(Ear {
             fd: io.as_raw_fd(),
             heard: Cell::new(false),
+            wrote: Cell::new(false),
+            flushed: Cell::new(false),
+            closing: Cell::new(false),
             recording: Cell::new(false),
             record: RefCell::default(),
             handover: RefCell::default(),
@@ -139,6 +159,7 @@ impl AsyncRead for Tapped {
 impl AsyncWrite for Tapped {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.ear.wrote.set(true);
         if self.ear.recording.get() {
             // Also what the kernel did not take: the request is then sent whole on another connection.
             let taken = if let Poll::Ready(Ok(n)) = &polled { *n } else { buf.len() };
@@ -151,6 +172,7 @@ impl AsyncWrite for Tapped {
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.ear.wrote.set(true);
         if self.ear.recording.get() && !polled.is_pending() {
             let mut taken = if let Poll::Ready(Ok(n)) = &polled { *n } else { usize::MAX };
             let mut record = self.ear.record.borrow_mut();
@@ -168,7 +190,13 @@ impl AsyncWrite for Tapped {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        // Called when hyper's buffer is empty.
+        if polled.is_ready() && self.ear.wrote.get() {
+            self.ear.flushed.set(true);
+            self.ear.close_if_sent();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
