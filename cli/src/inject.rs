@@ -9,14 +9,16 @@ use weft_webhook::{NativeSidecars, Settings};
 
 /// Arguments of `weft inject`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "YAML goes to standard output, a line per document to standard error. Documents that are not changed come out \
+#[command(
+    after_help = "YAML goes to standard output, a line per document to standard error. Documents that are not changed come out \
 byte for byte; in changed ones comments are lost. A workload is injected unless it, or its Namespace among the files, says no. The exit status is 0 \
 only if every document was read and none would be refused at admission.
 
 Examples:
   weft inject -f app.yaml | kubectl apply -f -
   kubectl get deploy -o yaml | weft inject -f -
-  weft inject -f manifests/ > injected.yaml")]
+  weft inject -f manifests/ > injected.yaml"
+)]
 pub(crate) struct Args {
     /// A file, a folder (its .yaml, .yml and .json files, sorted), or - for standard input; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-", required = true)]
@@ -92,7 +94,8 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let mut inside: Vec<PathBuf> = entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     inside.sort();
     for entry in inside {
-        let manifest = entry.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)));
+        let manifest =
+            entry.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)));
         if entry.is_dir() || manifest {
             collect(&entry, files)?;
         }

@@ -73,7 +73,8 @@ pub(crate) fn manifest(args: &Install) -> anyhow::Result<String> {
     chart::merge(&mut values, &json!({"createNamespace": true}), "weft install")?;
     for file in &args.values {
         let text = std::fs::read_to_string(file).with_context(|| format!("--values {}", file.display()))?;
-        let over: Value = serde_saphyr::from_str(&text).with_context(|| format!("--values {}: not readable as YAML", file.display()))?;
+        let over: Value =
+            serde_saphyr::from_str(&text).with_context(|| format!("--values {}: not readable as YAML", file.display()))?;
         if !over.is_null() {
             anyhow::ensure!(over.is_object(), "--values {}: a map is expected at the top", file.display());
             chart::merge(&mut values, &over, &format!("--values {}", file.display()))?;
@@ -138,7 +139,10 @@ fn check_namespace(name: &str) -> anyhow::Result<()> {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-');
-    anyhow::ensure!(fits, "--namespace {name:?}: a namespace is at most 63 of a-z, 0-9 and '-', which neither begins nor ends it");
+    anyhow::ensure!(
+        fits,
+        "--namespace {name:?}: a namespace is at most 63 of a-z, 0-9 and '-', which neither begins nor ends it"
+    );
     Ok(())
 }
 
@@ -266,11 +270,10 @@ mod tests {
     fn the_chart_s_defaults_are_the_settings_defaults() {
         let text = manifest(&args(&[])).unwrap();
         let all = documents(&text);
-        let settings = weft_webhook::Settings::from_yaml(find(&all, "ConfigMap")["data"]["config.yaml"].as_str().unwrap()).unwrap();
-        let default = weft_webhook::Settings {
-            image_pull_policy: settings.image_pull_policy,
-            ..weft_webhook::Settings::default()
-        };
+        let settings =
+            weft_webhook::Settings::from_yaml(find(&all, "ConfigMap")["data"]["config.yaml"].as_str().unwrap()).unwrap();
+        let default =
+            weft_webhook::Settings { image_pull_policy: settings.image_pull_policy, ..weft_webhook::Settings::default() };
         assert_eq!(settings, default);
     }
 

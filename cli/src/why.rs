@@ -9,7 +9,9 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_api::names;
-use weft_webhook::{ClusterFacts, Context, NamespaceFacts, Origin, Settings, Verdict, decide_from, inject as inject_pod, workload, yaml};
+use weft_webhook::{
+    ClusterFacts, Context, NamespaceFacts, Origin, Settings, Verdict, decide_from, inject as inject_pod, workload, yaml,
+};
 
 /// Arguments of `weft why`.
 #[derive(Debug, clap::Args)]
@@ -59,7 +61,13 @@ fn from_file(file: &PathBuf) -> anyhow::Result<ExitCode> {
         let Some(pod) = workload::pod_pointer(&object).and_then(|p| object.pointer(p)) else { continue };
         let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
         let known = namespace.and_then(|n| offline.namespaces.get(n));
-        explain(&workload::title(&object), pod, Origin::Offline(known), &settings, ClusterFacts { native_sidecars: true, ..ClusterFacts::default() });
+        explain(
+            &workload::title(&object),
+            pod,
+            Origin::Offline(known),
+            &settings,
+            ClusterFacts { native_sidecars: true, ..ClusterFacts::default() },
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,7 +84,8 @@ async fn from_cluster(target: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config)?;
     // Raw, so that nothing of a newer Kubernetes is lost.
-    let request = kube::api::Request::new(format!("/api/v1/namespaces/{namespace}/pods")).get(name, &kube::api::GetParams::default())?;
+    let request =
+        kube::api::Request::new(format!("/api/v1/namespaces/{namespace}/pods")).get(name, &kube::api::GetParams::default())?;
     let pod: Value = client.request(request).await.with_context(|| format!("pod/{name} in namespace {namespace}"))?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let facts = namespaces.get_opt(&namespace).await?.map(|ns| NamespaceFacts {
@@ -103,13 +112,23 @@ async fn settings_in_force(client: &Client, namespace: &str) -> (Settings, Optio
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let found = match maps.get_opt("weft-config").await {
         Ok(found) => found.and_then(|m| m.data).and_then(|mut d| d.remove("config.yaml")),
-        Err(error) => return (Settings::default(), Some(format!("the settings in {namespace} can't be read ({error}); defaults are assumed"))),
+        Err(error) => {
+            return (
+                Settings::default(),
+                Some(format!("the settings in {namespace} can't be read ({error}); defaults are assumed")),
+            );
+        }
     };
     match found {
-        None => (Settings::default(), Some(format!("there is no ConfigMap weft-config in {namespace}: is Weft installed? Defaults are assumed"))),
+        None => (
+            Settings::default(),
+            Some(format!("there is no ConfigMap weft-config in {namespace}: is Weft installed? Defaults are assumed")),
+        ),
         Some(text) => match Settings::from_yaml(&text) {
             Ok(settings) => (settings, None),
-            Err(error) => (Settings::default(), Some(format!("the settings in {namespace} are not valid ({error}); defaults are assumed"))),
+            Err(error) => {
+                (Settings::default(), Some(format!("the settings in {namespace} are not valid ({error}); defaults are assumed")))
+            }
         },
     }
 }

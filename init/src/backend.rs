@@ -79,11 +79,7 @@ impl Survey {
     }
 
     fn state(&self, backend: Backend, family: Family) -> Result<&state::State, Failure> {
-        let states = if backend == Backend::Legacy {
-            &self.legacy
-        } else {
-            &self.nft
-        };
+        let states = if backend == Backend::Legacy { &self.legacy } else { &self.nft };
         states[index(family)].as_ref().map_err(Clone::clone)
     }
 }
@@ -97,10 +93,7 @@ pub fn reconcile(host: &Host, choice: BackendChoice, wanted: &[Wanted]) -> Resul
     let candidates = candidates(&survey, choice);
     let mut refusals = Vec::new();
     for backend in candidates {
-        match host
-            .may_use(backend)
-            .and_then(|()| install(&survey, backend, wanted))
-        {
+        match host.may_use(backend).and_then(|()| install(&survey, backend, wanted)) {
             Ok((mut changed, families)) => {
                 for other in Backend::ALL.into_iter().filter(|other| *other != backend) {
                     if survey.holds_ours(other) {
@@ -109,11 +102,7 @@ pub fn reconcile(host: &Host, choice: BackendChoice, wanted: &[Wanted]) -> Resul
                         changed = true;
                     }
                 }
-                return Ok(Report {
-                    backend: Some(backend),
-                    changed,
-                    families,
-                });
+                return Ok(Report { backend: Some(backend), changed, families });
             }
             Err(failure) => {
                 debug!("back end {backend}: {failure}");
@@ -135,19 +124,13 @@ fn candidates(survey: &Survey, choice: BackendChoice) -> Vec<Backend> {
     if let Some(backend) = choice.fixed() {
         return vec![backend];
     }
-    let (mut holders, others): (Vec<_>, Vec<_>) = Backend::ALL
-        .into_iter()
-        .partition(|backend| survey.holds_ours(*backend));
+    let (mut holders, others): (Vec<_>, Vec<_>) = Backend::ALL.into_iter().partition(|backend| survey.holds_ours(*backend));
     holders.extend(others);
     holders
 }
 
 /// Applies all families to one back end. Returns whether anything changed and which families are in force.
-fn install(
-    survey: &Survey,
-    backend: Backend,
-    wanted: &[Wanted],
-) -> Result<(bool, Vec<Family>), Failure> {
+fn install(survey: &Survey, backend: Backend, wanted: &[Wanted]) -> Result<(bool, Vec<Family>), Failure> {
     let mut changed = false;
     let mut families = Vec::new();
     for Wanted { rules, required } in wanted {
@@ -165,20 +148,14 @@ fn install(
             }
             Err(failure) if *required => return Err(failure),
             Err(failure) => {
-                warn!(
-                    "{family} is not redirected; the pod has no {family} address that reaches beyond its link: {failure}"
-                );
+                warn!("{family} is not redirected; the pod has no {family} address that reaches beyond its link: {failure}");
             }
         }
     }
     Ok((changed, families))
 }
 
-fn apply(
-    state: Result<&state::State, Failure>,
-    backend: Backend,
-    rules: &RuleSet,
-) -> Result<bool, Failure> {
+fn apply(state: Result<&state::State, Failure>, backend: Backend, rules: &RuleSet) -> Result<bool, Failure> {
     let script = state?.script(rules);
     if script.is_empty() {
         return Ok(false);
@@ -195,16 +172,10 @@ fn verify(backend: Backend, rules: &RuleSet) -> Result<(), Failure> {
         return Ok(());
     }
     if held.counts(rules) {
-        debug!(
-            "the {} rules are in place, but this version of the tools prints them in its own words",
-            rules.family
-        );
+        debug!("the {} rules are in place, but this version of the tools prints them in its own words", rules.family);
         return Ok(());
     }
-    Err(Failure::NotHeld {
-        backend,
-        family: rules.family,
-    })
+    Err(Failure::NotHeld { backend, family: rules.family })
 }
 
 fn remove(survey: &Survey, backend: Backend) -> Result<(), Failure> {
@@ -278,19 +249,13 @@ pub fn cleanup_script(host: &Host) -> Result<String, Failure> {
                 Err(failure) => return Err(failure),
             };
             if !script.is_empty() {
-                text.push_str(&format!(
-                    "# {family}: {} --noflush\n{script}",
-                    xtables::restore_command(backend, family)
-                ));
+                text.push_str(&format!("# {family}: {} --noflush\n{script}", xtables::restore_command(backend, family)));
             }
         }
     }
     for family in Family::ALL {
         if survey.native[index(family)] {
-            text.push_str(&format!(
-                "# {family}: nft -f -\n{}",
-                crate::render::nft::removal(family)
-            ));
+            text.push_str(&format!("# {family}: nft -f -\n{}", crate::render::nft::removal(family)));
         }
     }
     Ok(text)
@@ -299,11 +264,7 @@ pub fn cleanup_script(host: &Host) -> Result<String, Failure> {
 /// What would be fed to the tools on a pod that has nothing of ours.
 pub fn script(backend: Backend, rules: &RuleSet) -> String {
     match backend {
-        Backend::Nftables => format!(
-            "# {}: nft -f -\n{}",
-            rules.family,
-            crate::render::nft::rule_set(rules)
-        ),
+        Backend::Nftables => format!("# {}: nft -f -\n{}", rules.family, crate::render::nft::rule_set(rules)),
         Backend::Nft | Backend::Legacy => format!(
             "# {}: {} --noflush\n{}",
             rules.family,

@@ -21,9 +21,7 @@ pub enum Failure {
         uid: u32,
     },
     /// A tool is not there.
-    #[error(
-        "back end {backend}: '{tool}' is not in PATH. Use an image that has it, or another --backend"
-    )]
+    #[error("back end {backend}: '{tool}' is not in PATH. Use an image that has it, or another --backend")]
     ToolMissing {
         /// Which.
         tool: String,
@@ -56,10 +54,7 @@ pub enum Failure {
         family: Family,
     },
     /// No back end works.
-    #[error(
-        "no packet filter of this kernel takes the redirection rules:{}",
-        list(refusals)
-    )]
+    #[error("no packet filter of this kernel takes the redirection rules:{}", list(refusals))]
     Unsupported {
         /// Each back end's reason.
         refusals: Vec<(Backend, Failure)>,
@@ -76,9 +71,7 @@ pub enum Failure {
         family: Family,
     },
     /// IPv6 was demanded of a kernel without it.
-    #[error(
-        "--ipv6 true, but this kernel has no IPv6 (no /proc/net/if_inet6). Use --ipv6 auto, or boot without ipv6.disable=1"
-    )]
+    #[error("--ipv6 true, but this kernel has no IPv6 (no /proc/net/if_inet6). Use --ipv6 auto, or boot without ipv6.disable=1")]
     NoIpv6,
     /// IPv6 is switched off in the pod.
     #[error(
@@ -116,10 +109,7 @@ pub enum Failure {
 impl Failure {
     /// A system call that failed.
     pub fn system(what: impl Into<String>, error: impl std::fmt::Display) -> Self {
-        Self::System {
-            what: what.into(),
-            error: error.to_string(),
-        }
+        Self::System { what: what.into(), error: error.to_string() }
     }
 }
 

@@ -296,12 +296,7 @@ impl Options {
             cleanup: arguments.cleanup,
             skip_verify: arguments.skip_verify,
         };
-        options.check().map_err(|reason| {
-            clap::Error::raw(
-                clap::error::ErrorKind::ValueValidation,
-                format!("{reason}\n"),
-            )
-        })?;
+        options.check().map_err(|reason| clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{reason}\n")))?;
         Ok(options)
     }
 
@@ -312,35 +307,25 @@ impl Options {
         if settings.dns_capture {
             taken.push((names::DNS_PORT, "the proxy's DNS port"));
         }
-        for (flag, port) in [
-            ("--outbound-port", settings.outbound_port),
-            ("--inbound-port", settings.inbound_port),
-        ] {
+        for (flag, port) in [("--outbound-port", settings.outbound_port), ("--inbound-port", settings.inbound_port)] {
             if let Some((_, what)) = taken.iter().find(|(number, _)| *number == port) {
                 return Err(format!("invalid value '{port}' for '{flag}': it is {what}"));
             }
             taken.push((port, "the value of --outbound-port"));
         }
         if settings.proxy_user().is_none() && settings.proxy_group().is_none() {
-            return Err(
-                "invalid value '0' for '--proxy-gid': with '--proxy-uid' 0 as well, the proxy could not be told from \
+            return Err("invalid value '0' for '--proxy-gid': with '--proxy-uid' 0 as well, the proxy could not be told from \
                  processes of the app that run as root"
-                    .into(),
-            );
+                .into());
         }
         if self.ipv6 == Ipv6::False {
             let lists = [
-                (
-                    "--exclude-outbound-cidrs",
-                    settings.exclude_outbound_cidrs.as_slice(),
-                ),
+                ("--exclude-outbound-cidrs", settings.exclude_outbound_cidrs.as_slice()),
                 ("--outbound-cidrs", settings.outbound_cidrs.list()),
             ];
             for (flag, nets) in lists {
                 if let Some(net) = nets.iter().find(|net| matches!(net, ipnet::IpNet::V6(_))) {
-                    return Err(format!(
-                        "invalid value '{net}' for '{flag}': an IPv6 network, but --ipv6 is false"
-                    ));
+                    return Err(format!("invalid value '{net}' for '{flag}': an IPv6 network, but --ipv6 is false"));
                 }
             }
         }

@@ -58,11 +58,8 @@ impl Host {
             .map_err(|error| Failure::system(format!("cannot read {proc}/status"), error))?;
         let legacy = |file: &str| {
             // Absent or unreadable: no such tables, or none that we could have made.
-            std::fs::read_to_string(format!("{proc}/net/{file}")).is_ok_and(|names| {
-                names
-                    .lines()
-                    .any(|name| TableKind::ALL.iter().any(|kind| kind.name() == name))
-            })
+            std::fs::read_to_string(format!("{proc}/net/{file}"))
+                .is_ok_and(|names| names.lines().any(|name| TableKind::ALL.iter().any(|kind| kind.name() == name)))
         };
         Ok(Self {
             addresses: addresses()?,
@@ -76,12 +73,7 @@ impl Host {
 
     /// Whether a back end may hold rules of ours in a family: if not, it need not be asked.
     pub fn may_hold(&self, backend: Backend, family: Family) -> bool {
-        let has = |name: &str| {
-            self.nft_tables
-                .iter()
-                .flatten()
-                .any(|table| table.0 == family && table.1 == name)
-        };
+        let has = |name: &str| self.nft_tables.iter().flatten().any(|table| table.0 == family && table.1 == name);
         match backend {
             Backend::Nft => TableKind::ALL.iter().any(|kind| has(kind.name())),
             Backend::Nftables => has(crate::render::nft::TABLE),
@@ -110,10 +102,7 @@ impl Host {
 
     fn capability(&self, bit: u32, capability: &'static str) -> Result<(), Failure> {
         if self.capabilities & (1 << bit) == 0 {
-            return Err(Failure::Capability {
-                capability,
-                uid: self.uid,
-            });
+            return Err(Failure::Capability { capability, uid: self.uid });
         }
         Ok(())
     }
@@ -131,17 +120,9 @@ impl Host {
                 (Ipv6::Auto, true) => {}
             }
         }
-        let mut need = if family == Family::V4 {
-            Need::Welcome
-        } else {
-            Need::None
-        };
+        let mut need = if family == Family::V4 { Need::Welcome } else { Need::None };
         let mut any = false;
-        for Address { address, .. } in self
-            .addresses
-            .iter()
-            .filter(|each| !each.address.is_loopback())
-        {
+        for Address { address, .. } in self.addresses.iter().filter(|each| !each.address.is_loopback()) {
             if each_is_passthrough(*address) {
                 continue;
             }
@@ -168,10 +149,7 @@ impl Host {
 
     /// The interface that has an address.
     pub fn interface_of(&self, address: IpAddr) -> Option<&str> {
-        self.addresses
-            .iter()
-            .find(|each| each.address == address)
-            .map(|each| each.interface.as_str())
+        self.addresses.iter().find(|each| each.address == address).map(|each| each.interface.as_str())
     }
 }
 
@@ -188,8 +166,7 @@ fn reaches_far(address: IpAddr) -> bool {
 }
 
 fn addresses() -> Result<Vec<Address>, Failure> {
-    let list = nix::ifaddrs::getifaddrs()
-        .map_err(|error| Failure::system("cannot list the pod's network interfaces", error))?;
+    let list = nix::ifaddrs::getifaddrs().map_err(|error| Failure::system("cannot list the pod's network interfaces", error))?;
     Ok(list
         .filter_map(|each| {
             let storage = each.address?;
@@ -197,10 +174,7 @@ fn addresses() -> Result<Vec<Address>, Failure> {
                 .as_sockaddr_in()
                 .map(|v4| IpAddr::V4(v4.ip()))
                 .or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
-            Some(Address {
-                interface: each.interface_name,
-                address,
-            })
+            Some(Address { interface: each.interface_name, address })
         })
         .collect())
 }
@@ -221,10 +195,7 @@ mod tests {
         Host {
             addresses: addresses
                 .iter()
-                .map(|(interface, address)| Address {
-                    interface: (*interface).into(),
-                    address: address.parse().unwrap(),
-                })
+                .map(|(interface, address)| Address { interface: (*interface).into(), address: address.parse().unwrap() })
                 .collect(),
             ipv6: true,
             nft_tables: None,
@@ -236,10 +207,7 @@ mod tests {
 
     fn needs(addresses: &[(&str, &str)]) -> (Need, Need) {
         let host = host(addresses);
-        (
-            host.need(Family::V4, Ipv6::Auto).unwrap(),
-            host.need(Family::V6, Ipv6::Auto).unwrap(),
-        )
+        (host.need(Family::V4, Ipv6::Auto).unwrap(), host.need(Family::V6, Ipv6::Auto).unwrap())
     }
 
     #[test]
@@ -248,18 +216,9 @@ mod tests {
         let with = |more: &[(&'static str, &'static str)]| needs(&[&lo[..], more].concat());
         assert_eq!(with(&[]), (Need::Required, Need::None));
         assert_eq!(with(&[("eth0", "10.1.1.1")]), (Need::Required, Need::None));
-        assert_eq!(
-            with(&[("eth0", "10.1.1.1"), ("eth0", "fe80::1")]),
-            (Need::Required, Need::Welcome)
-        );
-        assert_eq!(
-            with(&[("eth0", "10.1.1.1"), ("eth0", "fd00::1")]),
-            (Need::Required, Need::Required)
-        );
-        assert_eq!(
-            with(&[("eth0", "fd00::1")]),
-            (Need::Welcome, Need::Required)
-        );
+        assert_eq!(with(&[("eth0", "10.1.1.1"), ("eth0", "fe80::1")]), (Need::Required, Need::Welcome));
+        assert_eq!(with(&[("eth0", "10.1.1.1"), ("eth0", "fd00::1")]), (Need::Required, Need::Required));
+        assert_eq!(with(&[("eth0", "fd00::1")]), (Need::Welcome, Need::Required));
     }
 
     #[test]
@@ -268,26 +227,13 @@ mod tests {
         assert_eq!(host.need(Family::V6, Ipv6::False).unwrap(), Need::None);
         host.ipv6 = false;
         assert_eq!(host.need(Family::V6, Ipv6::Auto).unwrap(), Need::None);
-        assert!(matches!(
-            host.need(Family::V6, Ipv6::True),
-            Err(Failure::NoIpv6)
-        ));
+        assert!(matches!(host.need(Family::V6, Ipv6::True), Err(Failure::NoIpv6)));
     }
 
     #[test]
     fn capabilities_are_read_from_the_status_file() {
-        assert_eq!(
-            effective_capabilities(
-                "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000001000\n"
-            ),
-            1 << NET_ADMIN
-        );
+        assert_eq!(effective_capabilities("Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000001000\n"), 1 << NET_ADMIN);
         let failure = host(&[]).may_change().unwrap_err().to_string();
-        assert!(
-            failure.contains("NET_ADMIN")
-                && failure.contains("uid 1000")
-                && failure.contains("runAsUser: 0"),
-            "{failure}"
-        );
+        assert!(failure.contains("NET_ADMIN") && failure.contains("uid 1000") && failure.contains("runAsUser: 0"), "{failure}");
     }
 }

@@ -60,21 +60,11 @@ fn install(options: &Options) -> Result<(), Failure> {
     let mut wanted = Vec::new();
     for family in Family::ALL {
         let need = host.need(family, options.ipv6)?;
-        let rules = if need == Need::None {
-            RuleSet::empty(family)
-        } else {
-            rules::build(settings, family)
-        };
-        wanted.push(Wanted {
-            rules,
-            required: need == Need::Required,
-        });
+        let rules = if need == Need::None { RuleSet::empty(family) } else { rules::build(settings, family) };
+        wanted.push(Wanted { rules, required: need == Need::Required });
     }
     // What the rules rely on comes before them.
-    for Wanted { rules, required } in wanted
-        .iter()
-        .filter(|wanted| !wanted.rules.tables.is_empty())
-    {
+    for Wanted { rules, required } in wanted.iter().filter(|wanted| !wanted.rules.tables.is_empty()) {
         match prepare(rules.family, settings.mode) {
             Err(failure) if *required => return Err(failure),
             Err(failure) => warn!("{failure}"),
@@ -92,12 +82,7 @@ fn install(options: &Options) -> Result<(), Failure> {
     if !report.families.contains(&Family::V6) && host.ipv6 {
         netlink::remove_loopback_address(weft_api::names::PASSTHROUGH_V6)?;
     }
-    let families = report
-        .families
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(" and ");
+    let families = report.families.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
     let backend = report.backend.map_or("none", Backend::name);
     if report.changed {
         info!("{families} redirected through the back end {backend}");
@@ -105,10 +90,7 @@ fn install(options: &Options) -> Result<(), Failure> {
         info!("{families} already redirected through the back end {backend}; nothing changed");
     }
     if !options.skip_verify {
-        for Wanted { rules, .. } in wanted
-            .iter()
-            .filter(|wanted| report.families.contains(&wanted.rules.family))
-        {
+        for Wanted { rules, .. } in wanted.iter().filter(|wanted| report.families.contains(&wanted.rules.family)) {
             report_proof(rules.family, &prove::prove(&host, settings, rules)?);
         }
     }
@@ -128,13 +110,11 @@ fn prepare(family: Family, mode: Mode) -> Result<(), Failure> {
 fn report_proof(family: Family, proof: &prove::Proof) {
     match proof {
         prove::Proof::Landed(target) => {
-            info!(
-                "{family} proved: a connection to {target} landed on the outbound port, its destination intact"
-            );
+            info!("{family} proved: a connection to {target} landed on the outbound port, its destination intact");
         }
-        prove::Proof::Taken(target) => info!(
-            "{family} proved in part: a connection to {target} was taken by what already listens on the outbound port"
-        ),
+        prove::Proof::Taken(target) => {
+            info!("{family} proved in part: a connection to {target} was taken by what already listens on the outbound port");
+        }
         prove::Proof::Skipped(reason) => info!("{family} not proved: {reason}"),
     }
 }
@@ -150,14 +130,7 @@ fn cleanup() -> Result<(), Failure> {
     if host.ipv6 {
         netlink::remove_loopback_address(weft_api::names::PASSTHROUGH_V6)?;
     }
-    info!(
-        "{}",
-        if found {
-            "the redirection is removed"
-        } else {
-            "there was no redirection to remove"
-        }
-    );
+    info!("{}", if found { "the redirection is removed" } else { "there was no redirection to remove" });
     Ok(())
 }
 
@@ -166,10 +139,5 @@ fn cleanup() -> Result<(), Failure> {
 /// # Errors
 /// As [`run`].
 pub fn apply(settings: &flags::Settings, backend: BackendChoice) -> Result<(), Failure> {
-    install(&Options {
-        settings: settings.clone(),
-        backend,
-        skip_verify: true,
-        ..Options::default()
-    })
+    install(&Options { settings: settings.clone(), backend, skip_verify: true, ..Options::default() })
 }

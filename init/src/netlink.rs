@@ -5,9 +5,7 @@
 use crate::error::Failure;
 use crate::rules::{Family, LOCAL_MARK, LOCAL_TABLE};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd as _;
 
@@ -70,39 +68,17 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..at + 2)?
-        .try_into()
-        .ok()
-        .map(u16::from_ne_bytes)
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)?
-        .try_into()
-        .ok()
-        .map(u32::from_ne_bytes)
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// Sends a request and hands each answering message (its kind and body) to `each` until the kernel says that was all.
-fn ask(
-    protocol: SockProtocol,
-    request: &[u8],
-    mut each: impl FnMut(u16, &[u8]),
-) -> Result<(), Errno> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        protocol,
-    )?;
-    sendto(
-        socket.as_raw_fd(),
-        request,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
+fn ask(protocol: SockProtocol, request: &[u8], mut each: impl FnMut(u16, &[u8])) -> Result<(), Errno> {
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    sendto(socket.as_raw_fd(), request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
@@ -121,11 +97,7 @@ fn ask(
                 DONE => return Ok(()),
                 ERROR => {
                     let code = u32_at(body, 0).unwrap_or_default() as i32;
-                    return if code == 0 {
-                        Ok(())
-                    } else {
-                        Err(Errno::from_raw(-code))
-                    };
+                    return if code == 0 { Ok(()) } else { Err(Errno::from_raw(-code)) };
                 }
                 _ => each(kind, body),
             }
@@ -153,24 +125,14 @@ fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 /// When the kernel has no nf_tables, or the process lacks NET_ADMIN.
 pub fn nft_tables() -> Result<Vec<(Family, String)>, Errno> {
     let mut tables = Vec::new();
-    ask(
-        SockProtocol::NetlinkNetFilter,
-        &message(NFT_GET_TABLE, DUMP, &[0; 4]),
-        |kind, body| {
-            let family = Family::ALL
-                .into_iter()
-                .find(|family| body.first() == Some(&family_number(*family)));
-            let name = body
-                .get(4..)
-                .and_then(|attributes| find(attributes, NFT_TABLE_NAME));
-            if let (NFT_NEW_TABLE, Some(family), Some(name)) = (kind, family, name) {
-                let name = String::from_utf8_lossy(name)
-                    .trim_end_matches('\0')
-                    .to_owned();
-                tables.push((family, name));
-            }
-        },
-    )?;
+    ask(SockProtocol::NetlinkNetFilter, &message(NFT_GET_TABLE, DUMP, &[0; 4]), |kind, body| {
+        let family = Family::ALL.into_iter().find(|family| body.first() == Some(&family_number(*family)));
+        let name = body.get(4..).and_then(|attributes| find(attributes, NFT_TABLE_NAME));
+        if let (NFT_NEW_TABLE, Some(family), Some(name)) = (kind, family, name) {
+            let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+            tables.push((family, name));
+        }
+    })?;
     Ok(tables)
 }
 
@@ -183,17 +145,11 @@ fn change(what: &str, request: &[u8], fine: &[Errno]) -> Result<(), Failure> {
 }
 
 fn loopback_index() -> Result<u32, Failure> {
-    nix::net::if_::if_nametoindex("lo")
-        .map_err(|error| Failure::system("the pod has no interface lo", error))
+    nix::net::if_::if_nametoindex("lo").map_err(|error| Failure::system("the pod has no interface lo", error))
 }
 
 fn address_body(address: Ipv6Addr, index: u32) -> Vec<u8> {
-    let mut body = vec![
-        family_number(Family::V6),
-        128,
-        NO_DUPLICATE_DETECTION,
-        SCOPE_HOST,
-    ];
+    let mut body = vec![family_number(Family::V6), 128, NO_DUPLICATE_DETECTION, SCOPE_HOST];
     body.extend_from_slice(&index.to_ne_bytes());
     attribute(&mut body, LOCAL, &address.octets());
     attribute(&mut body, ADDRESS, &address.octets());
@@ -210,10 +166,7 @@ pub fn add_loopback_address(address: Ipv6Addr) -> Result<(), Failure> {
     match ask(SockProtocol::NetlinkRoute, &request, |_, _| {}) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(Errno::EACCES) => Err(Failure::Ipv6Off { address }),
-        Err(error) => Err(Failure::system(
-            format!("cannot add {address}/128 to lo"),
-            error,
-        )),
+        Err(error) => Err(Failure::system(format!("cannot add {address}/128 to lo"), error)),
     }
 }
 
@@ -233,35 +186,9 @@ pub fn remove_loopback_address(address: Ipv6Addr) -> Result<(), Failure> {
 
 /// `ip route local default dev lo table 133` and `ip rule fwmark 1337 lookup 133`.
 fn local_delivery(family: Family) -> Result<(Vec<u8>, Vec<u8>), Failure> {
-    let mut route = vec![
-        family_number(family),
-        0,
-        0,
-        0,
-        LOCAL_TABLE,
-        BOOT,
-        SCOPE_HOST,
-        TYPE_LOCAL,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut route = vec![family_number(family), 0, 0, 0, LOCAL_TABLE, BOOT, SCOPE_HOST, TYPE_LOCAL, 0, 0, 0, 0];
     attribute(&mut route, ROUTE_OUT, &loopback_index()?.to_ne_bytes());
-    let mut rule = vec![
-        family_number(family),
-        0,
-        0,
-        0,
-        LOCAL_TABLE,
-        0,
-        0,
-        TO_TABLE,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut rule = vec![family_number(family), 0, 0, 0, LOCAL_TABLE, 0, 0, TO_TABLE, 0, 0, 0, 0];
     attribute(&mut rule, RULE_PRIORITY, &PRIORITY.to_ne_bytes());
     attribute(&mut rule, RULE_MARK, &LOCAL_MARK.to_ne_bytes());
     Ok((route, rule))
@@ -286,13 +213,7 @@ pub fn add_local_delivery(family: Family) -> Result<(), Failure> {
 /// The kernel's refusal.
 pub fn remove_local_delivery(family: Family) -> Result<(), Failure> {
     let (route, rule) = local_delivery(family)?;
-    let gone = [
-        Errno::ENOENT,
-        Errno::ESRCH,
-        Errno::EAFNOSUPPORT,
-        Errno::EOPNOTSUPP,
-        Errno::ENETUNREACH,
-    ];
+    let gone = [Errno::ENOENT, Errno::ESRCH, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::ENETUNREACH];
     let what = format!("cannot remove the {family} routing rule for mark {LOCAL_MARK}");
     change(&what, &message(DELETE_RULE, ACK, &rule), &gone)?;
     let what = format!("cannot remove the {family} route of routing table {LOCAL_TABLE}");

@@ -32,10 +32,7 @@ pub enum Proof {
 /// # Errors
 /// [`Failure::Proof`] when a connection lands elsewhere.
 pub fn prove(host: &Host, settings: &Settings, rules: &RuleSet) -> Result<Proof, Failure> {
-    let (uid, gid) = (
-        nix::unistd::geteuid().as_raw(),
-        nix::unistd::getegid().as_raw(),
-    );
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     if settings.is_proxy(uid, gid) {
         return Ok(Proof::Skipped(format!(
             "weft-init runs as the proxy's own user or group ({uid}:{gid}), whose traffic is not redirected"
@@ -79,9 +76,7 @@ pub fn prove(host: &Host, settings: &Settings, rules: &RuleSet) -> Result<Proof,
             "there its original destination reads {}",
             original.map_or_else(|| "nothing".into(), |address| address.to_string())
         ))),
-        Err(error) => Err(fail(format!(
-            "there its original destination cannot be read: {error}"
-        ))),
+        Err(error) => Err(fail(format!("there its original destination cannot be read: {error}"))),
     }
 }
 
@@ -110,12 +105,7 @@ fn accept(listener: &TcpListener, own: SocketAddr) -> std::io::Result<Option<Soc
 }
 
 /// A destination that these rules redirect for this process, preferably one that exists nowhere.
-fn target(
-    host: &Host,
-    settings: &Settings,
-    rules: &RuleSet,
-    owner: (u32, u32),
-) -> Result<SocketAddr, String> {
+fn target(host: &Host, settings: &Settings, rules: &RuleSet, owner: (u32, u32)) -> Result<SocketAddr, String> {
     let mut routed = false;
     for address in addresses(settings, rules.family) {
         let Some(source) = source(address) else {
@@ -156,34 +146,18 @@ fn addresses(settings: &Settings, family: Family) -> Vec<IpAddr> {
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
         IpAddr::V6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)),
     ];
-    let included = settings
-        .outbound_cidrs
-        .list()
-        .iter()
-        .flat_map(|net| net.hosts().take(2));
-    documentation
-        .into_iter()
-        .chain(included)
-        .filter(|address| Family::of(*address) == family)
-        .collect()
+    let included = settings.outbound_cidrs.list().iter().flat_map(|net| net.hosts().take(2));
+    documentation.into_iter().chain(included).filter(|address| Family::of(*address) == family).collect()
 }
 
 fn ports(settings: &Settings) -> impl Iterator<Item = u16> {
-    let included = settings
-        .outbound_ports
-        .ranges()
-        .iter()
-        .map(|range| range.first);
+    let included = settings.outbound_ports.ranges().iter().map(|range| range.first);
     [15002, 80, 1, 65535].into_iter().chain(included)
 }
 
 /// The address from which the kernel would reach `address`. Connecting a datagram socket asks for a route and sends nothing.
 fn source(address: IpAddr) -> Option<IpAddr> {
-    let any: IpAddr = if address.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect((address, 9)).ok()?;
     socket.local_addr().ok().map(|local| local.ip())

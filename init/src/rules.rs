@@ -48,11 +48,7 @@ impl Family {
 
     /// The family of an address.
     pub fn of(address: std::net::IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
     /// Whether a network belongs to this family.
@@ -280,10 +276,7 @@ pub struct RuleSet {
 impl RuleSet {
     /// No rules.
     pub fn empty(family: Family) -> Self {
-        Self {
-            family,
-            tables: Vec::new(),
-        }
+        Self { family, tables: Vec::new() }
     }
 
     /// A table by its kind.

@@ -16,9 +16,7 @@ const CONFIGURATIONS: u64 = 1000;
 const FLOWS: usize = 20;
 
 /// Ports that configurations and flows have in common, so that they meet.
-const PORTS: [u16; 16] = [
-    1, 22, 53, 80, 443, 3000, 3001, 8080, 8081, 8443, 9090, 15001, 15006, 15020, 15021, 65535,
-];
+const PORTS: [u16; 16] = [1, 22, 53, 80, 443, 3000, 3001, 8080, 8081, 8443, 9090, 15001, 15006, 15020, 15021, 65535];
 const CIDRS: [&str; 16] = [
     "0.0.0.0/0",
     "10.0.0.0/8",
@@ -62,15 +60,8 @@ fn port_set(random: &mut StdRng, most: usize) -> PortSet {
         .map(|_| {
             let port = pick(random, &PORTS);
             if random.random_bool(0.3) {
-                let other = if random.random_bool(0.5) {
-                    port.saturating_add(3)
-                } else {
-                    pick(random, &PORTS)
-                };
-                PortRange {
-                    first: port.min(other),
-                    last: port.max(other),
-                }
+                let other = if random.random_bool(0.5) { port.saturating_add(3) } else { pick(random, &PORTS) };
+                PortRange { first: port.min(other), last: port.max(other) }
             } else if random.random_bool(0.2) {
                 // Beside what flows use: it makes lists long.
                 PortRange::single(random.random_range(1..=u16::MAX))
@@ -82,9 +73,7 @@ fn port_set(random: &mut StdRng, most: usize) -> PortSet {
 }
 
 fn nets(random: &mut StdRng, most: usize) -> Vec<IpNet> {
-    let list: Vec<&str> = (0..random.random_range(0..=most))
-        .map(|_| pick(random, &CIDRS))
-        .collect();
+    let list: Vec<&str> = (0..random.random_range(0..=most)).map(|_| pick(random, &CIDRS)).collect();
     values::cidr_list(&list.join(",")).unwrap().0
 }
 
@@ -96,109 +85,42 @@ fn settings(random: &mut StdRng) -> Settings {
     Settings {
         proxy_uid: pick(random, &[1337, 1337, 1337, 1000, 0, 2102]),
         // What listens on the DNS port in these tests is of group 1337, and only the proxy's answers find their way back.
-        proxy_gid: if dns_capture {
-            1337
-        } else {
-            pick(random, &[1337, 1337, 1000, 2102])
-        },
-        inbound_ports: if sometimes(random, 0.7) {
-            Ports::All
-        } else {
-            Ports::List(port_set(random, most))
-        },
+        proxy_gid: if dns_capture { 1337 } else { pick(random, &[1337, 1337, 1000, 2102]) },
+        inbound_ports: if sometimes(random, 0.7) { Ports::All } else { Ports::List(port_set(random, most)) },
         exclude_inbound_ports: port_set(random, most),
-        outbound_ports: if sometimes(random, 0.5) {
-            PortSet::default()
-        } else {
-            port_set(random, most)
-        },
-        exclude_outbound_ports: if sometimes(random, 0.6) {
-            PortSet::default()
-        } else {
-            port_set(random, most)
-        },
-        outbound_cidrs: if sometimes(random, 0.7) {
-            Cidrs::All
-        } else {
-            Cidrs::List(nets(random, 4))
-        },
-        exclude_outbound_cidrs: if sometimes(random, 0.6) {
-            Vec::new()
-        } else {
-            nets(random, 3)
-        },
-        exclude_interfaces: values::interfaces(pick(
-            random,
-            &[
-                "",
-                "",
-                "",
-                "",
-                "",
-                "eth1",
-                "eth0",
-                "eth+",
-                "tun0,eth1",
-                "eth2",
-            ],
-        ))
-        .unwrap()
-        .0,
+        outbound_ports: if sometimes(random, 0.5) { PortSet::default() } else { port_set(random, most) },
+        exclude_outbound_ports: if sometimes(random, 0.6) { PortSet::default() } else { port_set(random, most) },
+        outbound_cidrs: if sometimes(random, 0.7) { Cidrs::All } else { Cidrs::List(nets(random, 4)) },
+        exclude_outbound_cidrs: if sometimes(random, 0.6) { Vec::new() } else { nets(random, 3) },
+        exclude_interfaces: values::interfaces(pick(random, &["", "", "", "", "", "eth1", "eth0", "eth+", "tun0,eth1", "eth2"]))
+            .unwrap()
+            .0,
         dns_capture,
         drop_invalid: sometimes(random, 0.8),
-        mode: if sometimes(random, 0.3) {
-            Mode::Tproxy
-        } else {
-            Mode::Redirect
-        },
+        mode: if sometimes(random, 0.3) { Mode::Tproxy } else { Mode::Redirect },
         ..Settings::default()
     }
 }
 
 fn flow(random: &mut StdRng) -> Flow {
-    let pod: [IpAddr; 4] = [
-        POD_V4[0].into(),
-        POD_V4[1].into(),
-        POD_V6[0].into(),
-        POD_V6[1].into(),
-    ];
+    let pod: [IpAddr; 4] = [POD_V4[0].into(), POD_V4[1].into(), POD_V6[0].into(), POD_V6[1].into()];
     let listening: Vec<u16> = APP_PORTS.into_iter().chain(PROXY_PORTS).collect();
     let udp = random.random_bool(0.2);
     if random.random_bool(0.25) {
         let flow = Flow::inbound(pick(random, &pod), pick(random, &listening));
-        return if udp && flow.destination.port() != 15053 {
-            flow.udp()
-        } else {
-            flow
-        };
+        return if udp && flow.destination.port() != 15053 { flow.udp() } else { flow };
     }
-    let owner = (
-        pick(random, &[0, 1000, 1337, 2102]),
-        pick(random, &[0, 1000, 1337, 2102]),
-    );
-    let ip = if random.random_bool(0.15) {
-        pick(random, &pod)
-    } else {
-        pick(random, &ADDRESSES).parse().unwrap()
-    };
+    let owner = (pick(random, &[0, 1000, 1337, 2102]), pick(random, &[0, 1000, 1337, 2102]));
+    let ip = if random.random_bool(0.15) { pick(random, &pod) } else { pick(random, &ADDRESSES).parse().unwrap() };
     let stays = ip.is_loopback() || pod.contains(&ip);
-    let port = if stays {
-        pick(random, &listening)
-    } else {
-        pick(random, &PORTS)
-    };
+    let port = if stays { pick(random, &listening) } else { pick(random, &PORTS) };
     let mut flow = Flow::out(if random.random_bool(0.6) { APP } else { owner }, ip, port);
     if stays && random.random_bool(0.3) {
-        flow = flow.source(
-            if ip.is_ipv4() { "127.0.0.6" } else { "::6" }
-                .parse::<IpAddr>()
-                .unwrap(),
-        );
+        flow = flow.source(if ip.is_ipv4() { "127.0.0.6" } else { "::6" }.parse::<IpAddr>().unwrap());
     }
     // At 15053 a datagram's listener has the loopback address alone; a listener that has all addresses answers from the
     // address that the way back has, which for these is another than was asked.
-    let answered =
-        !(stays && port == 15053) && flow.source.is_none() && ip != IpAddr::from([127, 0, 0, 2]);
+    let answered = !(stays && port == 15053) && flow.source.is_none() && ip != IpAddr::from([127, 0, 0, 2]);
     if udp && answered { flow.udp() } else { flow }
 }
 
@@ -209,26 +131,18 @@ fn agree(backend: Backend) {
         return;
     }
     // nf_tables waits for all CPUs at each change and x_tables does not, so that legacy gets half of the seeds.
-    let turns: Vec<Backend> = [
-        Backend::Legacy,
-        Backend::Nft,
-        Backend::Legacy,
-        Backend::Nftables,
-    ]
-    .into_iter()
-    .filter(|each| offered.contains(each))
-    .collect();
-    let seeds: Vec<u64> = (0..CONFIGURATIONS)
-        .filter(|seed| turns[*seed as usize % turns.len()] == backend)
+    let turns: Vec<Backend> = [Backend::Legacy, Backend::Nft, Backend::Legacy, Backend::Nftables]
+        .into_iter()
+        .filter(|each| offered.contains(each))
         .collect();
+    let seeds: Vec<u64> = (0..CONFIGURATIONS).filter(|seed| turns[*seed as usize % turns.len()] == backend).collect();
     let world = World::new();
     weft_init::netlink::add_loopback_address(weft_api::names::PASSTHROUGH_V6).unwrap();
     let (mut redirected, mut total) = (0, 0);
     for seed in seeds.iter().copied() {
         let mut random = StdRng::seed_from_u64(seed);
         let settings = settings(&mut random);
-        weft_init::apply(&settings, choice(backend))
-            .unwrap_or_else(|failure| panic!("seed {seed}: {settings:?}: {failure}"));
+        weft_init::apply(&settings, choice(backend)).unwrap_or_else(|failure| panic!("seed {seed}: {settings:?}: {failure}"));
         for _ in 0..FLOWS {
             let flow = flow(&mut random);
             let rules = rules::build(&settings, Family::of(flow.destination.ip()));
@@ -240,15 +154,9 @@ fn agree(backend: Backend) {
             total += 1;
         }
     }
-    eprintln!(
-        "{backend}: {total} connections under {} configurations, {redirected} of them redirected",
-        seeds.len()
-    );
+    eprintln!("{backend}: {total} connections under {} configurations, {redirected} of them redirected", seeds.len());
     // Neither side of the comparison is trivial.
-    assert!(
-        redirected * 5 > total && redirected * 5 < total * 4,
-        "{redirected} of {total} redirected"
-    );
+    assert!(redirected * 5 > total && redirected * 5 < total * 4, "{redirected} of {total} redirected");
 }
 
 #[test]

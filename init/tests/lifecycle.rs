@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    APP, Flow, Landed, Netns, PROXY, World, back_ends, choice, sh, weft_init, weft_init_ok,
-};
+use common::{APP, Flow, Landed, Netns, PROXY, World, back_ends, choice, sh, weft_init, weft_init_ok};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::net::{IpAddr, SocketAddr};
@@ -21,12 +19,10 @@ const WEFT_INIT: &str = env!("CARGO_BIN_EXE_weft-init");
 fn small_pod() -> Netns {
     let pod = Netns::new();
     pod.enter();
-    sh(
-        "ip link set lo up; ip link add eth0 type veth peer name eth1
+    sh("ip link set lo up; ip link add eth0 type veth peer name eth1
         for i in 0 1; do ip link set eth$i addrgenmode none up; done
         ip addr add 10.1.1.2/24 dev eth0; ip addr add fd01::2/64 dev eth0 nodad
-        ip route add default via 10.1.1.1; ip -6 route add default via fd01::1",
-    );
+        ip route add default via 10.1.1.1; ip -6 route add default via fd01::1");
     pod
 }
 
@@ -63,15 +59,8 @@ fn a_second_run_changes_nothing_and_says_so() {
             let before = everything();
             let monitor = Monitor::start();
             let said = weft_init_ok(&arguments);
-            assert!(
-                said.contains("already redirected") && said.contains("nothing changed"),
-                "{said}"
-            );
-            assert_eq!(
-                monitor.seen(),
-                "",
-                "the second run with {backend} touched nf_tables"
-            );
+            assert!(said.contains("already redirected") && said.contains("nothing changed"), "{said}");
+            assert_eq!(monitor.seen(), "", "the second run with {backend} touched nf_tables");
             assert_eq!(everything(), before);
         }
     }
@@ -82,12 +71,7 @@ struct Monitor(std::process::Child);
 
 impl Monitor {
     fn start() -> Self {
-        let child = Command::new("nft")
-            .arg("monitor")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = Command::new("nft").arg("monitor").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(300));
         Self(child)
     }
@@ -130,11 +114,9 @@ fn a_tampered_rule_is_set_right() {
                 "ip6tables-legacy -t nat -D OUTPUT -j WEFT_OUTPUT",
                 "iptables-legacy -t nat -F; iptables-legacy -t nat -X",
             ],
-            Backend::Nftables => &[
-                "nft insert rule ip weft nat_output return",
-                "nft flush chain ip6 weft nat_output",
-                "nft delete table ip weft",
-            ],
+            Backend::Nftables => {
+                &["nft insert rule ip weft nat_output return", "nft flush chain ip6 weft nat_output", "nft delete table ip weft"]
+            }
         };
         for tampering in tamperings {
             sh(tampering);
@@ -179,13 +161,7 @@ fn the_rules_of_others_stay_and_cleanup_removes_exactly_ours() {
                 assert!(with.contains(line), "{backend} {arguments:?} lost: {line}");
             }
         }
-        weft_init_ok(&[
-            "--backend",
-            backend.name(),
-            "--mode",
-            "tproxy",
-            "--dns-capture",
-        ]);
+        weft_init_ok(&["--backend", backend.name(), "--mode", "tproxy", "--dns-capture"]);
         weft_init_ok(&["--cleanup"]);
         assert_eq!(sorted(&everything()), sorted(&before), "{backend}");
         assert!(weft_init_ok(&["--cleanup"]).contains("no redirection to remove"));
@@ -199,21 +175,14 @@ fn rules_move_to_another_back_end_and_auto_stays_where_they_are() {
     for backend in offered.iter().chain(&offered) {
         weft_init_ok(&["--backend", backend.name(), "--mode", "tproxy"]);
         let said = weft_init_ok(&["--mode", "redirect"]);
-        assert!(
-            said.contains(&format!("back end {backend}")),
-            "auto left {backend}: {said}"
-        );
+        assert!(said.contains(&format!("back end {backend}")), "auto left {backend}: {said}");
         let everything = everything();
         let homes = [
             everything.contains("iptables-nft: :WEFT_OUTPUT"),
             everything.contains("table ip weft"),
             everything.contains("iptables-legacy: :WEFT_OUTPUT"),
         ];
-        assert_eq!(
-            homes.iter().filter(|home| **home).count(),
-            1,
-            "{everything}"
-        );
+        assert_eq!(homes.iter().filter(|home| **home).count(), 1, "{everything}");
         assert!(!everything.contains("fwmark 0x539"), "{everything}");
     }
 }
@@ -223,20 +192,8 @@ fn a_run_killed_at_any_moment_is_healed_by_the_next() {
     for backend in back_ends() {
         let world = World::new();
         let settings = [
-            [
-                "--mode",
-                "redirect",
-                "--exclude-outbound-ports",
-                "22",
-                "--dns-capture=false",
-            ],
-            [
-                "--mode",
-                "tproxy",
-                "--exclude-outbound-ports",
-                "23,24",
-                "--dns-capture=true",
-            ],
+            ["--mode", "redirect", "--exclude-outbound-ports", "22", "--dns-capture=false"],
+            ["--mode", "tproxy", "--exclude-outbound-ports", "23,24", "--dns-capture=true"],
         ];
         for round in 0..24_u32 {
             let mut child = Command::new(WEFT_INIT)
@@ -251,11 +208,7 @@ fn a_run_killed_at_any_moment_is_healed_by_the_next() {
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             child.wait().unwrap();
             if round % 8 == 7 {
-                let arguments = [
-                    &["--skip-verify", "--backend", backend.name()],
-                    &settings[0][..],
-                ]
-                .concat();
+                let arguments = [&["--skip-verify", "--backend", backend.name()], &settings[0][..]].concat();
                 weft_init_ok(&arguments);
                 assert!(weft_init_ok(&arguments).contains("nothing changed"));
                 for (far, pod) in [("203.0.113.9", "10.66.0.2"), ("2001:db8::9", "fd66::2")] {
@@ -268,11 +221,7 @@ fn a_run_killed_at_any_moment_is_healed_by_the_next() {
             }
         }
         weft_init_ok(&["--cleanup"]);
-        assert!(
-            !everything().to_lowercase().contains("weft"),
-            "{}",
-            everything()
-        );
+        assert!(!everything().to_lowercase().contains("weft"), "{}", everything());
     }
 }
 
@@ -281,32 +230,20 @@ fn a_family_that_fails_half_way_is_an_error_and_the_next_run_completes_it() {
     let _pod = small_pod();
     let fake = tempfile::tempdir().unwrap();
     let tool = fake.path().join("ip6tables-nft-restore");
-    std::fs::write(&tool, "#!/bin/sh\necho \"Warning: Extension owner revision 0 not supported, missing kernel module?\" >&2\nexit 4\n").unwrap();
+    std::fs::write(
+        &tool,
+        "#!/bin/sh\necho \"Warning: Extension owner revision 0 not supported, missing kernel module?\" >&2\nexit 4\n",
+    )
+    .unwrap();
     sh(&format!("chmod +x {}", tool.display()));
-    let path = format!(
-        "{}:{}",
-        fake.path().display(),
-        std::env::var("PATH").unwrap()
-    );
-    let run = |arguments: &[&str]| {
-        Command::new(WEFT_INIT)
-            .args(arguments)
-            .env("PATH", &path)
-            .output()
-            .unwrap()
-    };
+    let path = format!("{}:{}", fake.path().display(), std::env::var("PATH").unwrap());
+    let run = |arguments: &[&str]| Command::new(WEFT_INIT).args(arguments).env("PATH", &path).output().unwrap();
 
     let output = run(&["--backend", "nft"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("IPv6") && said.contains("modprobe xt_owner"),
-        "{said}"
-    );
-    assert!(
-        !everything().contains("WEFT_"),
-        "a failed first attempt left rules behind"
-    );
+    assert!(said.contains("IPv6") && said.contains("modprobe xt_owner"), "{said}");
+    assert!(!everything().contains("WEFT_"), "a failed first attempt left rules behind");
 
     let said = weft_init_ok(&["--backend", "nft"]);
     assert!(said.contains("IPv4 and IPv6 redirected"), "{said}");
@@ -319,13 +256,7 @@ fn a_family_that_fails_half_way_is_an_error_and_the_next_run_completes_it() {
     let said = String::from_utf8(output.stderr).unwrap();
     if offered.len() > 1 {
         assert!(output.status.success(), "{said}");
-        assert!(
-            said.contains(&format!(
-                "IPv4 and IPv6 redirected through the back end {}",
-                offered[1]
-            )),
-            "{said}"
-        );
+        assert!(said.contains(&format!("IPv4 and IPv6 redirected through the back end {}", offered[1])), "{said}");
         assert!(!everything().contains("WEFT_OUTPUT"), "{}", everything());
     }
 }
@@ -333,10 +264,7 @@ fn a_family_that_fails_half_way_is_an_error_and_the_next_run_completes_it() {
 #[test]
 fn without_any_back_end_each_one_s_reason_is_given() {
     let _pod = small_pod();
-    let output = Command::new(WEFT_INIT)
-        .env("PATH", "/nonexistent")
-        .output()
-        .unwrap();
+    let output = Command::new(WEFT_INIT).env("PATH", "/nonexistent").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     for tool in ["iptables-nft-restore", "'nft'", "iptables-legacy-restore"] {
@@ -351,15 +279,9 @@ fn a_pod_without_ipv6_gets_ipv4_rules_alone() {
         // As on a node booted with ipv6.disable=1, as far as a namespace can tell.
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let said = weft_init_ok(&["--backend", backend.name()]);
-        assert!(
-            said.contains("IPv4 redirected") && !said.contains("IPv6"),
-            "{said}"
-        );
+        assert!(said.contains("IPv4 redirected") && !said.contains("IPv6"), "{said}");
         let everything = everything();
-        assert!(
-            !everything.contains("ip6tables") && !everything.contains("table ip6"),
-            "{everything}"
-        );
+        assert!(!everything.contains("ip6tables") && !everything.contains("table ip6"), "{everything}");
         assert!(weft_init_ok(&["--backend", backend.name()]).contains("nothing changed"));
         weft_init_ok(&["--cleanup"]);
     }
@@ -394,10 +316,7 @@ fn a_read_only_root_without_a_lock_file_is_no_obstacle() {
             WEFT_INIT,
             backend.name()
         );
-        let output = Command::new("unshare")
-            .args(["--mount", "--pid", "--fork", "sh", "-ec", &script])
-            .output()
-            .unwrap();
+        let output = Command::new("unshare").args(["--mount", "--pid", "--fork", "sh", "-ec", &script]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{backend}: {said}");
         assert!(said.contains("IPv4 and IPv6 redirected"), "{said}");
@@ -422,12 +341,7 @@ fn accept_all(listener: &std::net::TcpListener, counter: &AtomicUsize, stop: &At
 /// Opens connections without a pause. Whether one fails does not matter here, only where it lands.
 fn hammer(target: SocketAddr, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(target),
-            socket2::Type::STREAM,
-            None,
-        )
-        .unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::for_address(target), socket2::Type::STREAM, None).unwrap();
         let _ = socket.set_linger(Some(Duration::ZERO));
         let _ = socket.connect_timeout(&target.into(), Duration::from_millis(100));
     }
@@ -444,19 +358,14 @@ fn no_connection_passes_by_while_settings_change() {
             socket.set_only_v6(true).unwrap();
         }
         common::transparent(&socket);
-        socket
-            .bind(&address.parse::<SocketAddr>().unwrap().into())
-            .unwrap();
+        socket.bind(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
         socket.listen(1024).unwrap();
         std::net::TcpListener::from(socket)
     };
     let v6 = |address: &str| {
-        let socket =
-            socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
         socket.set_only_v6(true).unwrap();
-        socket
-            .bind(&address.parse::<SocketAddr>().unwrap().into())
-            .unwrap();
+        socket.bind(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
         socket.listen(1024).unwrap();
         std::net::TcpListener::from(socket)
     };
@@ -467,11 +376,7 @@ fn no_connection_passes_by_while_settings_change() {
         tproxy(socket2::Domain::IPV6, "[::]:15006"),
     ];
     let direct = [listen("0.0.0.0:80"), v6("[::]:80")];
-    let (taken, passed, stop) = (
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-        AtomicBool::new(false),
-    );
+    let (taken, passed, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
     let offered = back_ends();
     world.pod.enter();
     weft_init::apply(&Settings::default(), choice(offered[0])).unwrap();
@@ -498,30 +403,11 @@ fn no_connection_passes_by_while_settings_change() {
             });
         }
         let variants: Vec<Settings> = vec![
-            Settings {
-                exclude_outbound_ports: values::port_set("22,443").unwrap(),
-                ..Settings::default()
-            },
-            Settings {
-                dns_capture: true,
-                exclude_inbound_ports: values::port_set("9090").unwrap(),
-                ..Settings::default()
-            },
-            Settings {
-                mode: Mode::Tproxy,
-                ..Settings::default()
-            },
-            Settings {
-                mode: Mode::Tproxy,
-                dns_capture: true,
-                drop_invalid: false,
-                ..Settings::default()
-            },
-            Settings {
-                outbound_ports: values::port_set("80").unwrap(),
-                drop_invalid: false,
-                ..Settings::default()
-            },
+            Settings { exclude_outbound_ports: values::port_set("22,443").unwrap(), ..Settings::default() },
+            Settings { dns_capture: true, exclude_inbound_ports: values::port_set("9090").unwrap(), ..Settings::default() },
+            Settings { mode: Mode::Tproxy, ..Settings::default() },
+            Settings { mode: Mode::Tproxy, dns_capture: true, drop_invalid: false, ..Settings::default() },
+            Settings { outbound_ports: values::port_set("80").unwrap(), drop_invalid: false, ..Settings::default() },
         ];
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // Each change twice in each back end, and from each back end to the next.
@@ -538,14 +424,8 @@ fn no_connection_passes_by_while_settings_change() {
     let (taken, passed) = (taken.into_inner(), passed.into_inner());
     eprintln!("{changes} changes, {taken} connections taken by the proxy, {passed} passed by");
     assert_eq!(passed, 0, "connections reached the app directly");
-    assert!(
-        !world.anything_outside(),
-        "connections left the pod directly"
-    );
-    assert!(
-        changes > 10 && taken > 500,
-        "{changes} changes, {taken} connections: too few to mean anything"
-    );
+    assert!(!world.anything_outside(), "connections left the pod directly");
+    assert!(changes > 10 && taken > 500, "{changes} changes, {taken} connections: too few to mean anything");
 }
 
 #[test]
@@ -557,10 +437,7 @@ fn failing_proof_fails_the_run() {
         let output = weft_init(&["--backend", backend.name()]);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(
-            said.contains("192.0.2.1:15002") && said.contains("15001"),
-            "{said}"
-        );
+        assert!(said.contains("192.0.2.1:15002") && said.contains("15001"), "{said}");
         weft_init_ok(&["--backend", backend.name(), "--skip-verify"]);
     }
 }
@@ -592,15 +469,9 @@ X");
     let output = weft_init(&["--backend", "nft"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("the table nat") && said.contains("--backend nftables"),
-        "{said}"
-    );
+    assert!(said.contains("the table nat") && said.contains("--backend nftables"), "{said}");
     let said = weft_init_ok(&[]);
-    assert!(
-        said.contains("back end nftables") && said.contains("IPv4 proved"),
-        "{said}"
-    );
+    assert!(said.contains("back end nftables") && said.contains("IPv4 proved"), "{said}");
     assert!(weft_init_ok(&[]).contains("nothing changed"));
     weft_init_ok(&["--cleanup"]);
     assert_eq!(sh("nft -s list table ip nat"), before);
@@ -611,15 +482,9 @@ X");
 fn a_pod_with_ipv6_alone() {
     for backend in back_ends() {
         let _pod = small_pod();
-        sh(
-            "ip addr flush dev eth0; ip addr add fd01::2/64 dev eth0 nodad; ip -6 route replace default via fd01::1",
-        );
+        sh("ip addr flush dev eth0; ip addr add fd01::2/64 dev eth0 nodad; ip -6 route replace default via fd01::1");
         let said = weft_init_ok(&["--backend", backend.name()]);
-        assert!(
-            said.contains("IPv6 proved")
-                && said.contains("IPv4 not proved: the pod has no IPv4 route"),
-            "{said}"
-        );
+        assert!(said.contains("IPv6 proved") && said.contains("IPv4 not proved: the pod has no IPv4 route"), "{said}");
     }
 }
 
@@ -636,26 +501,11 @@ fn a_link_s_own_ipv6_is_redirected_if_the_kernel_can_and_no_error_if_not() {
     let _pod = pod();
     let fake = tempfile::tempdir().unwrap();
     let tool = fake.path().join("ip6tables-nft-restore");
-    std::fs::write(
-        &tool,
-        "#!/bin/sh\necho 'CHAIN_ADD failed (No such file or directory)' >&2\nexit 4\n",
-    )
-    .unwrap();
+    std::fs::write(&tool, "#!/bin/sh\necho 'CHAIN_ADD failed (No such file or directory)' >&2\nexit 4\n").unwrap();
     sh(&format!("chmod +x {}", tool.display()));
-    let path = format!(
-        "{}:{}",
-        fake.path().display(),
-        std::env::var("PATH").unwrap()
-    );
-    let output = Command::new(WEFT_INIT)
-        .args(["--backend", "nft"])
-        .env("PATH", path)
-        .output()
-        .unwrap();
+    let path = format!("{}:{}", fake.path().display(), std::env::var("PATH").unwrap());
+    let output = Command::new(WEFT_INIT).args(["--backend", "nft"]).env("PATH", path).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
-    assert!(
-        said.contains("IPv6 is not redirected") && said.contains("IPv4 redirected"),
-        "{said}"
-    );
+    assert!(said.contains("IPv6 is not redirected") && said.contains("IPv4 redirected"), "{said}");
 }

@@ -15,7 +15,7 @@ struct Proxy {
     addr: SocketAddr,
     admin: SocketAddr,
     ready_after: Duration,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A port that was free a moment ago.
@@ -46,7 +46,7 @@ impl Proxy {
             };
             let started = Instant::now();
             let child = command.arg("--config").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
-            let mut proxy = Self { child, addr, admin, ready_after: Duration::ZERO, _dir: dir };
+            let mut proxy = Self { child, addr, admin, ready_after: Duration::ZERO, dir };
             while started.elapsed() < PATIENCE {
                 if proxy.get("/healthz/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
                     proxy.ready_after = started.elapsed();
@@ -297,7 +297,7 @@ fn a_connection_to_the_proxy_itself_is_refused_and_counted() {
     let upstream = server(echo);
     let mut proxy = Proxy::start(upstream, "tcp", &more, None);
     // The same with a transparent listener, to which nobody redirects: its own address is the original destination.
-    let file = proxy._dir.path().join("loop.yaml");
+    let file = proxy.dir.path().join("loop.yaml");
     let (addr, admin) = (free(), free());
     std::fs::write(&file, format!("listeners: [{{address: {addr}, direction: outbound}}]\nadmin: {admin}")).unwrap();
     proxy.child.kill().unwrap();

@@ -123,7 +123,10 @@ fn is_quantities(path: &[String]) -> bool {
 }
 
 fn nearest<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
-    map.keys().map(String::as_str).filter(|k| k.eq_ignore_ascii_case(key) || distance(k, key) <= 2).min_by_key(|k| distance(k, key))
+    map.keys()
+        .map(String::as_str)
+        .filter(|k| k.eq_ignore_ascii_case(key) || distance(k, key) <= 2)
+        .min_by_key(|k| distance(k, key))
 }
 
 /// Levenshtein's distance.

@@ -38,14 +38,8 @@ impl TableState {
             if name.starts_with(CHAIN_PREFIX) {
                 self.ours.insert(name.to_owned());
             }
-        } else if let Some((chain, rest)) = line
-            .strip_prefix("-A ")
-            .and_then(|rule| rule.split_once(' '))
-        {
-            let line = Line {
-                chain: chain.to_owned(),
-                rest: normal(rest),
-            };
+        } else if let Some((chain, rest)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            let line = Line { chain: chain.to_owned(), rest: normal(rest) };
             if chain.starts_with(CHAIN_PREFIX) {
                 self.rules.push(line);
             } else if leads_into_ours(rest) {
@@ -55,51 +49,31 @@ impl TableState {
     }
 
     fn rules_of<'s>(&'s self, chain: &'s str) -> impl Iterator<Item = &'s str> {
-        self.rules
-            .iter()
-            .filter(move |line| line.chain == chain)
-            .map(|line| line.rest.as_str())
+        self.rules.iter().filter(move |line| line.chain == chain).map(|line| line.rest.as_str())
     }
 
     /// Our jumps are exactly the wanted ones, our chains exactly the wanted ones.
     fn has_shape(&self, table: &Table) -> bool {
-        let jumps = table
-            .chains
-            .iter()
-            .filter_map(|chain| Some((chain.hook?, chain)));
+        let jumps = table.chains.iter().filter_map(|chain| Some((chain.hook?, chain)));
         self.ours.len() == table.chains.len()
-            && table
-                .chains
-                .iter()
-                .all(|chain| self.ours.contains(chain.name.name()))
+            && table.chains.iter().all(|chain| self.ours.contains(chain.name.name()))
             && self.jumps.len() == jumps.clone().count()
-            && jumps
-                .into_iter()
-                .all(|(hook, chain)| self.has_jump(hook, chain))
+            && jumps.into_iter().all(|(hook, chain)| self.has_jump(hook, chain))
     }
 
     fn has_jump(&self, hook: Hook, chain: &Chain) -> bool {
-        self.jumps
-            .iter()
-            .any(|line| line.chain == hook.name() && line.rest == render::jump(chain))
+        self.jumps.iter().any(|line| line.chain == hook.name() && line.rest == render::jump(chain))
     }
 
     fn holds(&self, family: Family, table: &Table) -> bool {
         self.has_shape(table)
             && table.chains.iter().all(|chain| {
-                self.rules_of(chain.name.name()).eq(chain
-                    .rules
-                    .iter()
-                    .map(|rule| normal(&render::rule(family, rule))))
+                self.rules_of(chain.name.name()).eq(chain.rules.iter().map(|rule| normal(&render::rule(family, rule))))
             })
     }
 
     fn counts(&self, table: &Table) -> bool {
-        self.has_shape(table)
-            && table
-                .chains
-                .iter()
-                .all(|chain| self.rules_of(chain.name.name()).count() == chain.rules.len())
+        self.has_shape(table) && table.chains.iter().all(|chain| self.rules_of(chain.name.name()).count() == chain.rules.len())
     }
 }
 
@@ -154,9 +128,7 @@ impl State {
         let mut current = None;
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                current = TableKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.name() == name.trim());
+                current = TableKind::ALL.into_iter().find(|kind| kind.name() == name.trim());
             } else if let Some(kind) = current {
                 state.0.entry(kind).or_default().add(line);
             }
@@ -181,9 +153,7 @@ impl State {
         let none = TableState::default();
         TableKind::ALL.into_iter().all(|kind| {
             let state = self.0.get(&kind).unwrap_or(&none);
-            rules
-                .table(kind)
-                .map_or_else(|| state.is_empty(), |table| same(state, table))
+            rules.table(kind).map_or_else(|| state.is_empty(), |table| same(state, table))
         })
     }
 
@@ -218,33 +188,18 @@ impl State {
     }
 }
 
-fn write_table(
-    script: &mut String,
-    family: Family,
-    kind: TableKind,
-    chains: &[Chain],
-    state: &TableState,
-) {
+fn write_table(script: &mut String, family: Family, kind: TableKind, chains: &[Chain], state: &TableState) {
     let mut lines = vec![format!("*{}", kind.name())];
-    let obsolete: Vec<&String> = state
-        .ours
-        .iter()
-        .filter(|name| chains.iter().all(|chain| chain.name.name() != *name))
-        .collect();
+    let obsolete: Vec<&String> = state.ours.iter().filter(|name| chains.iter().all(|chain| chain.name.name() != *name)).collect();
     // Declaring a chain creates it, or empties it if it is there.
-    lines.extend(
-        chains
-            .iter()
-            .map(|chain| format!(":{} - [0:0]", chain.name.name())),
-    );
+    lines.extend(chains.iter().map(|chain| format!(":{} - [0:0]", chain.name.name())));
     lines.extend(obsolete.iter().map(|name| format!(":{name} - [0:0]")));
     lines.extend(chains.iter().flat_map(|chain| render::chain(family, chain)));
     let mut present = BTreeSet::new();
     for jump in &state.jumps {
-        let wanted = chains.iter().any(|chain| {
-            chain.hook.is_some_and(|hook| hook.name() == jump.chain)
-                && render::jump(chain) == jump.rest
-        });
+        let wanted = chains
+            .iter()
+            .any(|chain| chain.hook.is_some_and(|hook| hook.name() == jump.chain) && render::jump(chain) == jump.rest);
         // A second copy of a jump goes like any other that is not wanted.
         if !(wanted && present.insert((&jump.chain, &jump.rest))) {
             lines.push(format!("-D {} {}", jump.chain, jump.rest));

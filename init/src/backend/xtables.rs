@@ -35,58 +35,25 @@ fn command(name: &str, backend: Backend) -> Command {
     command
 }
 
-fn run(
-    backend: Backend,
-    family: Family,
-    name: &str,
-    command: &mut Command,
-    input: Option<&str>,
-) -> Result<Output, Failure> {
+fn run(backend: Backend, family: Family, name: &str, command: &mut Command, input: Option<&str>) -> Result<Output, Failure> {
     let output = feed(command, input).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::ToolMissing {
-            tool: name.to_owned(),
-            backend,
-        },
-        _ => Failure::Tool {
-            tool: name.to_owned(),
-            backend,
-            family,
-            message: error.to_string(),
-            advice: None,
-        },
+        std::io::ErrorKind::NotFound => Failure::ToolMissing { tool: name.to_owned(), backend },
+        _ => Failure::Tool { tool: name.to_owned(), backend, family, message: error.to_string(), advice: None },
     })?;
     if output.status.success() {
         return Ok(output);
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let message = if message.is_empty() {
-        output.status.to_string()
-    } else {
-        message
-    };
+    let message = if message.is_empty() { output.status.to_string() } else { message };
     let advice = diagnose::advice(backend, family, &message, input.unwrap_or_default());
-    Err(Failure::Tool {
-        tool: name.to_owned(),
-        backend,
-        family,
-        message,
-        advice,
-    })
+    Err(Failure::Tool { tool: name.to_owned(), backend, family, message, advice })
 }
 
 /// Runs a command with an input. The inputs are far smaller than what the tools print on an error is large, so writing all
 /// before reading cannot block for ever: the tools read their input to the end first.
 pub(super) fn feed(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {
-    let stdin = if input.is_some() {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    };
-    let mut child = command
-        .stdin(stdin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
         // A tool that stops at the first bad line closes the pipe; its own message says more than ours could.
         match stdin.write_all(input.as_bytes()) {
@@ -103,14 +70,8 @@ pub(super) fn save(backend: Backend, family: Family) -> Result<String, Failure> 
     let output = run(backend, family, &name, &mut command(&name, backend), None)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // The tool counts this as a success, and its restore would then say that it has changed what it has not.
-    match text
-        .split_once("# Table `")
-        .and_then(|(_, rest)| rest.split_once("' is incompatible"))
-    {
-        Some((table, _)) => Err(Failure::Incompatible {
-            table: table.to_owned(),
-            family,
-        }),
+    match text.split_once("# Table `").and_then(|(_, rest)| rest.split_once("' is incompatible")) {
+        Some((table, _)) => Err(Failure::Incompatible { table: table.to_owned(), family }),
         None => Ok(text),
     }
 }
@@ -139,15 +100,13 @@ pub(super) fn read_back(backend: Backend, rules: &RuleSet) -> Result<State, Fail
     reader.cmd = tool(backend, rules.family);
     let mut state = State::default();
     for table in &rules.tables {
-        let lines = reader
-            .list_table(table.kind.name())
-            .map_err(|error| Failure::Tool {
-                tool: reader.cmd.to_owned(),
-                backend,
-                family: rules.family,
-                message: error.to_string(),
-                advice: None,
-            })?;
+        let lines = reader.list_table(table.kind.name()).map_err(|error| Failure::Tool {
+            tool: reader.cmd.to_owned(),
+            backend,
+            family: rules.family,
+            message: error.to_string(),
+            advice: None,
+        })?;
         state.add_table(table.kind, &lines);
     }
     Ok(state)

@@ -59,24 +59,15 @@ fn every_flag_is_read() {
         exclude_inbound_ports: values::port_set("22").unwrap(),
         outbound_ports: values::port_set("3306").unwrap(),
         exclude_outbound_ports: values::port_set("25,587").unwrap(),
-        outbound_cidrs: Cidrs::List(vec![
-            "10.0.0.0/8".parse().unwrap(),
-            "fd00::/8".parse().unwrap(),
-        ]),
+        outbound_cidrs: Cidrs::List(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
         exclude_outbound_cidrs: vec!["10.1.0.0/16".parse().unwrap()],
         exclude_interfaces: vec!["eth1".parse().unwrap(), "k6t+".parse().unwrap()],
         dns_capture: true,
         drop_invalid: false,
         mode: Mode::Tproxy,
     };
-    let expected = Options {
-        settings,
-        backend: BackendChoice::Legacy,
-        ipv6: Ipv6::True,
-        dry_run: true,
-        cleanup: true,
-        skip_verify: true,
-    };
+    let expected =
+        Options { settings, backend: BackendChoice::Legacy, ipv6: Ipv6::True, dry_run: true, cleanup: true, skip_verify: true };
     assert_eq!(options, expected);
 }
 
@@ -89,11 +80,7 @@ fn switches_may_have_a_value_or_none() {
         (&["--dns-capture", "false", "--ipv6", "auto"], false),
         (&["--dns-capture", "--ipv6", "auto"], true),
     ] {
-        assert_eq!(
-            parse(arguments).unwrap().settings.dns_capture,
-            dns,
-            "{arguments:?}"
-        );
+        assert_eq!(parse(arguments).unwrap().settings.dns_capture, dns, "{arguments:?}");
     }
 }
 
@@ -115,10 +102,7 @@ fn empty_lists_are_lists() {
         "",
     ])
     .unwrap();
-    assert_eq!(
-        options.settings.inbound_ports,
-        Ports::List(PortSet::default())
-    );
+    assert_eq!(options.settings.inbound_ports, Ports::List(PortSet::default()));
     assert_eq!(options.settings.outbound_cidrs, Cidrs::List(Vec::new()));
 }
 
@@ -141,11 +125,7 @@ fn a_bad_value_is_refused_with_its_flag() {
         ("--inbound-ports", "90-80", "ends before it begins"),
         ("--inbound-ports", "0-80", "port 0 is not between"),
         ("--exclude-inbound-ports", "*", "not allowed here"),
-        (
-            "--exclude-inbound-ports",
-            "70000",
-            "not between 1 and 65535",
-        ),
+        ("--exclude-inbound-ports", "70000", "not between 1 and 65535"),
         ("--outbound-ports", "80:90", "not a port number"),
         ("--exclude-outbound-ports", "22 23", "not a port number"),
         ("--outbound-cidrs", "10.0.0.0", "write 10.0.0.0/32"),
@@ -155,26 +135,14 @@ fn a_bad_value_is_refused_with_its_flag() {
         ("--outbound-cidrs", "10.0.0.0/+8", "from 0 to 32"),
         ("--outbound-cidrs", "10.0.0/8", "not an IP address"),
         ("--exclude-outbound-cidrs", "*", "not allowed here"),
-        (
-            "--exclude-outbound-cidrs",
-            "example.com/8",
-            "not an IP address",
-        ),
-        (
-            "--exclude-outbound-cidrs",
-            "::ffff:10.0.0.0/104",
-            "IPv4 network in IPv6 notation",
-        ),
+        ("--exclude-outbound-cidrs", "example.com/8", "not an IP address"),
+        ("--exclude-outbound-cidrs", "::ffff:10.0.0.0/104", "IPv4 network in IPv6 notation"),
         ("--exclude-interfaces", "eth 0", "' ' in it"),
         ("--exclude-interfaces", "eth0, eth1", "' ' in it"),
         ("--exclude-interfaces", "-j", "no interface name"),
         ("--exclude-interfaces", "a/b", "'/' in it"),
         ("--exclude-interfaces", "eth0\nCOMMIT", "'\\n' in it"),
-        (
-            "--exclude-interfaces",
-            "an-interface-too-long",
-            "longer than 15",
-        ),
+        ("--exclude-interfaces", "an-interface-too-long", "longer than 15"),
         ("--exclude-interfaces", "+", "every interface"),
         ("--exclude-interfaces", "lo", "covers lo"),
         ("--exclude-interfaces", "l+", "covers lo"),
@@ -196,14 +164,8 @@ fn a_bad_value_is_refused_with_its_flag() {
 #[test]
 fn what_contradicts_is_refused() {
     for (arguments, reason) in [
-        (
-            &["--ipv6=false", "--outbound-cidrs=10.0.0.0/8,fd00::/8"][..],
-            "fd00::/8",
-        ),
-        (
-            &["--ipv6=false", "--exclude-outbound-cidrs=fd00::/8"],
-            "--exclude-outbound-cidrs",
-        ),
+        (&["--ipv6=false", "--outbound-cidrs=10.0.0.0/8,fd00::/8"][..], "fd00::/8"),
+        (&["--ipv6=false", "--exclude-outbound-cidrs=fd00::/8"], "--exclude-outbound-cidrs"),
         (&["--dns-capture", "--outbound-port=15053"], "DNS port"),
         (&["--proxy-uid=0", "--proxy-gid=0"], "--proxy-uid"),
         (&["--outbound-port=15006"], "'15006' for '--inbound-port'"),
@@ -220,12 +182,7 @@ fn what_contradicts_is_refused() {
 #[test]
 fn a_list_has_an_end() {
     let long = vec!["80"; LONGEST_LIST + 1].join(",");
-    assert!(
-        parse(&[&format!("--inbound-ports={long}")])
-            .unwrap_err()
-            .to_string()
-            .contains("1001 items")
-    );
+    assert!(parse(&[&format!("--inbound-ports={long}")]).unwrap_err().to_string().contains("1001 items"));
 }
 
 proptest! {

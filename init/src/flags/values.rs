@@ -18,10 +18,7 @@ pub struct PortRange {
 impl PortRange {
     /// One port.
     pub fn single(port: u16) -> Self {
-        Self {
-            first: port,
-            last: port,
-        }
+        Self { first: port, last: port }
     }
 
     /// Whether `port` is in it.
@@ -32,11 +29,7 @@ impl PortRange {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "{}", self.first)
-        } else {
-            write!(f, "{}-{}", self.first, self.last)
-        }
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
     }
 }
 
@@ -167,8 +160,7 @@ impl Interface {
 
     /// Whether it means the interface `name`.
     pub fn covers(&self, name: &str) -> bool {
-        self.prefix()
-            .map_or(self.0 == name, |prefix| name.starts_with(prefix))
+        self.prefix().map_or(self.0 == name, |prefix| name.starts_with(prefix))
     }
 }
 
@@ -188,26 +180,17 @@ impl FromStr for Interface {
             return Err(format!("interface name '{text}' is longer than 15 bytes"));
         }
         if name.is_empty() {
-            return Err(format!(
-                "interface name '{text}' would stand for every interface"
-            ));
+            return Err(format!("interface name '{text}' would stand for every interface"));
         }
-        if let Some(bad) = name
-            .chars()
-            .find(|character| !(character.is_ascii_alphanumeric() || "._-@".contains(*character)))
-        {
-            return Err(format!(
-                "interface name '{text}' has a {bad:?} in it; letters, digits and ._-@ are allowed"
-            ));
+        if let Some(bad) = name.chars().find(|character| !(character.is_ascii_alphanumeric() || "._-@".contains(*character))) {
+            return Err(format!("interface name '{text}' has a {bad:?} in it; letters, digits and ._-@ are allowed"));
         }
         if name.starts_with('-') || name == "." || name == ".." {
             return Err(format!("'{text}' is no interface name"));
         }
         let interface = Self(text.to_owned());
         if interface.covers("lo") {
-            return Err(format!(
-                "'{text}' covers lo, which the redirection itself needs"
-            ));
+            return Err(format!("'{text}' covers lo, which the redirection itself needs"));
         }
         Ok(interface)
     }
@@ -227,10 +210,7 @@ fn items(text: &str) -> Result<Vec<&str>, String> {
         return Err("the list has an empty item (two commas in a row, or one at an end)".into());
     }
     if items.len() > LONGEST_LIST {
-        return Err(format!(
-            "the list has {} items, more than {LONGEST_LIST}",
-            items.len()
-        ));
+        return Err(format!("the list has {} items, more than {LONGEST_LIST}", items.len()));
     }
     Ok(items)
 }
@@ -267,11 +247,7 @@ pub fn port_set(text: &str) -> Result<PortSet, String> {
 
 /// `*` or a list of ports and ranges.
 pub fn ports(text: &str) -> Result<Ports, String> {
-    if text.trim() == "*" {
-        Ok(Ports::All)
-    } else {
-        port_set(text).map(Ports::List)
-    }
+    if text.trim() == "*" { Ok(Ports::All) } else { port_set(text).map(Ports::List) }
 }
 
 /// One network, its host bits cleared.
@@ -284,31 +260,22 @@ fn cidr(text: &str) -> Result<IpNet, String> {
         };
         return Err(format!("'{text}' is not a CIDR{hint}"));
     };
-    let address: std::net::IpAddr = address
-        .parse()
-        .map_err(|_| format!("'{text}' is not a CIDR: '{address}' is not an IP address"))?;
-    let (bits, family) = if address.is_ipv4() {
-        (32, "IPv4")
-    } else {
-        (128, "IPv6")
-    };
+    let address: std::net::IpAddr =
+        address.parse().map_err(|_| format!("'{text}' is not a CIDR: '{address}' is not an IP address"))?;
+    let (bits, family) = if address.is_ipv4() { (32, "IPv4") } else { (128, "IPv6") };
     let length = length
         .parse::<u8>()
         .ok()
         .filter(|prefix| *prefix <= bits && length.bytes().all(|byte| byte.is_ascii_digit()))
         .ok_or_else(|| {
-            format!("'{text}' is not a CIDR: an {family} prefix length is a number from 0 to {bits}, not '{length}'")
-        })?;
+        format!("'{text}' is not a CIDR: an {family} prefix length is a number from 0 to {bits}, not '{length}'")
+    })?;
     if let std::net::IpAddr::V6(v6) = address
         && v6.to_ipv4_mapped().is_some()
     {
-        return Err(format!(
-            "'{text}' is an IPv4 network in IPv6 notation, which no IPv6 packet carries: write it as IPv4"
-        ));
+        return Err(format!("'{text}' is an IPv4 network in IPv6 notation, which no IPv6 packet carries: write it as IPv4"));
     }
-    IpNet::new(address, length)
-        .map(|net| net.trunc())
-        .map_err(|error| format!("'{text}': {error}"))
+    IpNet::new(address, length).map(|net| net.trunc()).map_err(|error| format!("'{text}': {error}"))
 }
 
 /// A list of networks, repeated ones once.
@@ -328,11 +295,7 @@ pub fn cidr_list(text: &str) -> Result<List<IpNet>, String> {
 
 /// `*` or a list of networks.
 pub fn cidrs(text: &str) -> Result<Cidrs, String> {
-    if text.trim() == "*" {
-        Ok(Cidrs::All)
-    } else {
-        cidr_list(text).map(|list| Cidrs::List(list.0))
-    }
+    if text.trim() == "*" { Ok(Cidrs::All) } else { cidr_list(text).map(|list| Cidrs::List(list.0)) }
 }
 
 /// A list of interfaces, repeated ones once.
@@ -347,9 +310,7 @@ pub fn interfaces(text: &str) -> Result<List<Interface>, String> {
     }
     for item in text.split(',') {
         if item.is_empty() {
-            return Err(
-                "the list has an empty item (two commas in a row, or one at an end)".into(),
-            );
+            return Err("the list has an empty item (two commas in a row, or one at an end)".into());
         }
         let interface = Interface::from_str(item)?;
         if !interfaces.contains(&interface) {

@@ -2,9 +2,7 @@
 //! tools' own order of matches (addresses, interfaces, protocol, extensions), so that a comparison of lines tells whether
 //! the kernel holds what we want.
 
-use crate::rules::{
-    Chain, CtState, Family, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table, Target,
-};
+use crate::rules::{Chain, CtState, Family, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table, Target};
 use std::fmt::Write as _;
 
 /// The arguments of one rule, without the chain.
@@ -106,10 +104,7 @@ fn write_target(line: &mut String, family: Family, target: &Target) {
         Target::Goto(chain) => write!(line, "-g {}", chain.name()),
         Target::Redirect(port) => write!(line, "-j REDIRECT --to-ports {port}"),
         Target::Tproxy(port) => {
-            write!(
-                line,
-                "-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark {LOCAL_MARK:#x}/0xffffffff"
-            )
+            write!(line, "-j TPROXY --on-port {port} --on-ip {any} --tproxy-mark {LOCAL_MARK:#x}/0xffffffff")
         }
         Target::SetMark(mark) => write!(line, "-j MARK --set-xmark {mark:#x}/0xffffffff"),
         Target::SetConnMark(mark) => write!(line, "-j CONNMARK --set-xmark {mark:#x}/0xffffffff"),
@@ -119,11 +114,7 @@ fn write_target(line: &mut String, family: Family, target: &Target) {
 
 /// The rules of a chain, each as the tools print it: `-A CHAIN …`.
 pub fn chain(family: Family, chain: &Chain) -> Vec<String> {
-    chain
-        .rules
-        .iter()
-        .map(|each| format!("-A {} {}", chain.name.name(), rule(family, each)))
-        .collect()
+    chain.rules.iter().map(|each| format!("-A {} {}", chain.name.name(), rule(family, each))).collect()
 }
 
 /// The jump from a hook into a chain, without `-A HOOK`.
@@ -154,9 +145,5 @@ pub fn table(family: Family, table: &Table) -> String {
 
 /// All tables on a machine that has nothing of ours.
 pub fn rule_set(rules: &RuleSet) -> String {
-    rules
-        .tables
-        .iter()
-        .map(|each| table(rules.family, each))
-        .collect()
+    rules.tables.iter().map(|each| table(rules.family, each)).collect()
 }

@@ -4,8 +4,7 @@
 
 use crate::flags::Interface;
 use crate::rules::{
-    Chain, ChainName, CtState, Family, Hook, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table,
-    TableKind, Target,
+    Chain, ChainName, CtState, Family, Hook, LOCAL_MARK, Match, Protocol, Rule, RuleSet, Table, TableKind, Target,
 };
 use std::fmt::Write as _;
 
@@ -114,10 +113,7 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
         Target::Jump(chain) => write!(line, "jump {}", chain_name(kind, *chain)),
         Target::Goto(chain) => write!(line, "goto {}", chain_name(kind, *chain)),
         Target::Redirect(port) => write!(line, "redirect to :{port}"),
-        Target::Tproxy(port) => write!(
-            line,
-            "tproxy to :{port} meta mark set {LOCAL_MARK:#x} accept"
-        ),
+        Target::Tproxy(port) => write!(line, "tproxy to :{port} meta mark set {LOCAL_MARK:#x} accept"),
         Target::SetMark(mark) => write!(line, "meta mark set {mark:#x}"),
         Target::SetConnMark(mark) => write!(line, "ct mark set {mark:#x}"),
         Target::Zone(zone) => write!(line, "ct zone set {zone}"),
@@ -126,10 +122,7 @@ pub fn rule(family: Family, kind: TableKind, rule: &Rule) -> String {
 }
 
 fn write_chain(text: &mut String, family: Family, table: &Table, chain: &Chain) {
-    text.push_str(&format!(
-        "\tchain {} {{\n",
-        chain_name(table.kind, chain.name)
-    ));
+    text.push_str(&format!("\tchain {} {{\n", chain_name(table.kind, chain.name)));
     if let Some(hook) = chain.hook {
         text.push_str(&format!("\t\t{}\n", base(table.kind, hook)));
     }
@@ -143,8 +136,7 @@ fn chains(rules: &RuleSet) -> String {
     let mut text = String::new();
     for table in &rules.tables {
         // Chains that others lead to come first: nft resolves names in order.
-        let (inner, entered): (Vec<_>, Vec<_>) =
-            table.chains.iter().partition(|chain| chain.hook.is_none());
+        let (inner, entered): (Vec<_>, Vec<_>) = table.chains.iter().partition(|chain| chain.hook.is_none());
         for chain in inner.into_iter().rev().chain(entered) {
             write_chain(&mut text, rules.family, table, chain);
         }
@@ -154,9 +146,7 @@ fn chains(rules: &RuleSet) -> String {
 
 /// FNV-1a: stable between builds, which the standard hasher does not promise.
 fn digest(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The name of the empty chain that says which rules these are.
@@ -166,22 +156,14 @@ pub fn digest_chain(rules: &RuleSet) -> String {
 
 /// Creates our table, which must not be there.
 pub fn definition(rules: &RuleSet) -> String {
-    format!(
-        "table {} {{\n\tchain {} {{\n\t}}\n{}}}\n",
-        table_name(rules.family),
-        digest_chain(rules),
-        chains(rules)
-    )
+    format!("table {} {{\n\tchain {} {{\n\t}}\n{}}}\n", table_name(rules.family), digest_chain(rules), chains(rules))
 }
 
 /// Creates our table or replaces it.
 pub fn rule_set(rules: &RuleSet) -> String {
     let name = table_name(rules.family);
     // Adding first makes deleting succeed on a machine that has no such table.
-    format!(
-        "add table {name}\ndelete table {name}\n{}",
-        definition(rules)
-    )
+    format!("add table {name}\ndelete table {name}\n{}", definition(rules))
 }
 
 /// Removes our table, which must be there.

@@ -5,8 +5,8 @@
 //! never sent to the outbound listener**, or it would loop.
 
 use super::{
-    CAPTURED_DNS_ZONE, Chain, ChainName, CtState, DNS, Family, Hook, LOCAL_MARK, MULTIPORT_SLOTS,
-    Match, PROXY_DNS_ZONE, Protocol, Rule, RuleSet, TAKEN_MARK, Table, TableKind, Target,
+    CAPTURED_DNS_ZONE, Chain, ChainName, CtState, DNS, Family, Hook, LOCAL_MARK, MULTIPORT_SLOTS, Match, PROXY_DNS_ZONE,
+    Protocol, Rule, RuleSet, TAKEN_MARK, Table, TableKind, Target,
 };
 use crate::flags::{Cidrs, Interface, Mode, PortRange, PortSet, Ports, Settings};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -24,10 +24,7 @@ pub fn build(settings: &Settings, family: Family) -> RuleSet {
         Mode::Redirect => [raw, nat, mangle],
         Mode::Tproxy => [raw, mangle, nat],
     };
-    RuleSet {
-        family,
-        tables: tables.into_iter().flatten().collect(),
-    }
+    RuleSet { family, tables: tables.into_iter().flatten().collect() }
 }
 
 fn table(kind: TableKind, chains: Vec<Chain>) -> Option<Table> {
@@ -39,10 +36,7 @@ fn chain(name: ChainName, hook: Option<Hook>, rules: Vec<Rule>) -> Option<Chain>
 }
 
 fn rule(matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
-    Rule {
-        matches: matches.into_iter().collect(),
-        target,
-    }
+    Rule { matches: matches.into_iter().collect(), target }
 }
 
 const TCP: Match = Match::Protocol(Protocol::Tcp);
@@ -96,36 +90,23 @@ impl Builder<'_> {
     }
 
     /// The networks of this family as matches; a network that holds every address needs none.
-    fn nets<'n>(
-        &self,
-        nets: &'n [IpNet],
-        direction: fn(IpNet) -> Match,
-    ) -> impl Iterator<Item = Vec<Match>> + use<'n> {
+    fn nets<'n>(&self, nets: &'n [IpNet], direction: fn(IpNet) -> Match) -> impl Iterator<Item = Vec<Match>> + use<'n> {
         let family = self.family;
-        nets.iter()
-            .filter(move |net| family.has(net))
-            .map(move |net| {
-                if net.prefix_len() == 0 {
-                    Vec::new()
-                } else {
-                    vec![direction(*net)]
-                }
-            })
+        nets.iter().filter(move |net| family.has(net)).map(
+            move |net| {
+                if net.prefix_len() == 0 { Vec::new() } else { vec![direction(*net)] }
+            },
+        )
     }
 
     fn excluded_interfaces(&self, direction: fn(Interface) -> Match) -> Vec<Rule> {
-        self.settings
-            .exclude_interfaces
-            .iter()
-            .map(|interface| rule([direction(interface.clone())], Target::Return))
-            .collect()
+        self.settings.exclude_interfaces.iter().map(|interface| rule([direction(interface.clone())], Target::Return)).collect()
     }
 
     /// What tells the proxy's sockets from others.
     fn proxy(&self) -> impl Iterator<Item = Match> + use<> {
         let user = self.settings.proxy_user().map(Match::Uid);
-        user.into_iter()
-            .chain(self.settings.proxy_group().map(Match::Gid))
+        user.into_iter().chain(self.settings.proxy_group().map(Match::Gid))
     }
 
     fn dns(&self) -> bool {
@@ -148,11 +129,7 @@ impl Builder<'_> {
             chain(ChainName::Prerouting, Some(Hook::Prerouting), prerouting),
             chain(ChainName::Output, Some(Hook::Output), self.nat_output()),
             chain(ChainName::Proxy, None, self.nat_proxy()),
-            chain(
-                ChainName::Inbound,
-                None,
-                self.inbound(Target::Redirect(self.settings.inbound_port)),
-            ),
+            chain(ChainName::Inbound, None, self.inbound(Target::Redirect(self.settings.inbound_port))),
         ]
         .into_iter()
         .flatten()
@@ -163,16 +140,9 @@ impl Builder<'_> {
         let settings = self.settings;
         let mut rules = self.excluded_interfaces(Match::Out);
         // The proxy hands a connection on to the app of its own pod: before the owner rules, which would send it back.
-        rules.push(rule(
-            [Match::Source(self.passthrough()), Match::Out(loopback())],
-            Target::Return,
-        ));
+        rules.push(rule([Match::Source(self.passthrough()), Match::Out(loopback())], Target::Return));
         // Before all exclusions: those speak of the app's traffic, not of the proxy's.
-        let proxy = if self.nat_proxy().is_empty() {
-            Target::Return
-        } else {
-            Target::Goto(ChainName::Proxy)
-        };
+        let proxy = if self.nat_proxy().is_empty() { Target::Return } else { Target::Goto(ChainName::Proxy) };
         for owner in self.proxy() {
             rules.push(rule([owner], proxy.clone()));
         }
@@ -215,11 +185,7 @@ impl Builder<'_> {
             rules.push(rule([Match::Mark(LOCAL_MARK)], Target::Return));
         }
         rules.push(rule(
-            [
-                Match::NotDestination(self.loopback_net()),
-                Match::Out(loopback()),
-                TCP,
-            ],
+            [Match::NotDestination(self.loopback_net()), Match::Out(loopback()), TCP],
             Target::Jump(ChainName::Inbound),
         ));
         rules
@@ -232,10 +198,8 @@ impl Builder<'_> {
         }
         let mut excluded = settings.exclude_inbound_ports.clone();
         excluded.insert(PortRange::single(names::ADMIN_PORT));
-        let mut rules: Vec<Rule> = chunks(&excluded)
-            .into_iter()
-            .map(|ports| rule([TCP, Match::Ports(ports)], Target::Return))
-            .collect();
+        let mut rules: Vec<Rule> =
+            chunks(&excluded).into_iter().map(|ports| rule([TCP, Match::Ports(ports)], Target::Return)).collect();
         match &settings.inbound_ports {
             Ports::All => rules.push(rule([TCP], taken)),
             Ports::List(ports) => {
@@ -262,22 +226,10 @@ impl Builder<'_> {
             prerouting.push(rule([Match::In(loopback())], Target::Return));
             prerouting.push(rule([TCP], Target::Jump(ChainName::Inbound)));
         }
-        chains.extend(chain(
-            ChainName::Prerouting,
-            Some(Hook::Prerouting),
-            prerouting,
-        ));
+        chains.extend(chain(ChainName::Prerouting, Some(Hook::Prerouting), prerouting));
         if tproxy {
-            chains.extend(chain(
-                ChainName::Output,
-                Some(Hook::Output),
-                Self::mangle_output(),
-            ));
-            chains.extend(chain(
-                ChainName::Inbound,
-                None,
-                self.inbound(Target::Goto(ChainName::Tproxy)),
-            ));
+            chains.extend(chain(ChainName::Output, Some(Hook::Output), Self::mangle_output()));
+            chains.extend(chain(ChainName::Inbound, None, self.inbound(Target::Goto(ChainName::Tproxy))));
             chains.extend(chain(ChainName::Tproxy, None, self.tproxy()));
         }
         chains
@@ -287,16 +239,10 @@ impl Builder<'_> {
         vec![
             // A connection is taken at its first packet or not at all: answers to what the pod sent, and connections from
             // before these rules, would be killed.
-            rule(
-                [TCP, Match::Syn, Match::State(CtState::New)],
-                Target::SetConnMark(TAKEN_MARK),
-            ),
+            rule([TCP, Match::Syn, Match::State(CtState::New)], Target::SetConnMark(TAKEN_MARK)),
             // Opened while rules for the other mode were in force: translated, hence not to be taken here.
             rule([TCP, Match::State(CtState::Dnat)], Target::Return),
-            rule(
-                [TCP, Match::ConnMark(TAKEN_MARK)],
-                Target::Tproxy(self.settings.inbound_port),
-            ),
+            rule([TCP, Match::ConnMark(TAKEN_MARK)], Target::Tproxy(self.settings.inbound_port)),
             // No proxy listens: nftables would let the packet through to the app where iptables drops it.
             rule([TCP, Match::ConnMark(TAKEN_MARK)], Target::Drop),
         ]
@@ -305,14 +251,8 @@ impl Builder<'_> {
     /// The app answers to the client's address; the answer must come back to the proxy, which holds that connection.
     fn mangle_output() -> Vec<Rule> {
         vec![
-            rule(
-                [TCP, Match::Mark(LOCAL_MARK)],
-                Target::SetConnMark(LOCAL_MARK),
-            ),
-            rule(
-                [TCP, Match::ConnMark(LOCAL_MARK), Match::Reply],
-                Target::SetMark(LOCAL_MARK),
-            ),
+            rule([TCP, Match::Mark(LOCAL_MARK)], Target::SetConnMark(LOCAL_MARK)),
+            rule([TCP, Match::ConnMark(LOCAL_MARK), Match::Reply], Target::SetMark(LOCAL_MARK)),
         ]
     }
 
@@ -324,41 +264,23 @@ impl Builder<'_> {
             return Vec::new();
         }
         let excluded = &self.settings.exclude_outbound_cidrs;
-        let app = Match::NotOwner {
-            uid: self.settings.proxy_user(),
-            gid: self.settings.proxy_group(),
-        };
+        let app = Match::NotOwner { uid: self.settings.proxy_user(), gid: self.settings.proxy_group() };
         let mut output = self.excluded_interfaces(Match::Out);
         for owner in self.proxy() {
-            output.push(rule(
-                [UDP, Match::SourcePort(names::DNS_PORT), owner],
-                Target::Zone(CAPTURED_DNS_ZONE),
-            ));
+            output.push(rule([UDP, Match::SourcePort(names::DNS_PORT), owner], Target::Zone(CAPTURED_DNS_ZONE)));
         }
         output.push(rule([Match::Out(loopback())], Target::Return));
-        output.extend(
-            self.nets(excluded, Match::Destination)
-                .map(|net| rule(net, Target::Return)),
-        );
+        output.extend(self.nets(excluded, Match::Destination).map(|net| rule(net, Target::Return)));
         for owner in self.proxy() {
             output.push(rule([UDP, port(DNS), owner], Target::Zone(PROXY_DNS_ZONE)));
         }
         output.push(rule([UDP, port(DNS), app], Target::Zone(CAPTURED_DNS_ZONE)));
         let mut prerouting = self.excluded_interfaces(Match::In);
-        prerouting.extend(
-            self.nets(excluded, Match::Source)
-                .map(|net| rule(net, Target::Return)),
-        );
-        prerouting.push(rule(
-            [UDP, Match::SourcePort(DNS)],
-            Target::Zone(PROXY_DNS_ZONE),
-        ));
-        [
-            chain(ChainName::Prerouting, Some(Hook::Prerouting), prerouting),
-            chain(ChainName::Output, Some(Hook::Output), output),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        prerouting.extend(self.nets(excluded, Match::Source).map(|net| rule(net, Target::Return)));
+        prerouting.push(rule([UDP, Match::SourcePort(DNS)], Target::Zone(PROXY_DNS_ZONE)));
+        [chain(ChainName::Prerouting, Some(Hook::Prerouting), prerouting), chain(ChainName::Output, Some(Hook::Output), output)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -1,10 +1,7 @@
 //! What the kernel would do with a packet under a [`RuleSet`], so that rules can be reasoned about (and tested against the
 //! kernel) without one.
 
-use super::{
-    Chain, ChainName, CtState, Family, Hook, Match, Protocol, Rule, RuleSet, Table, TableKind,
-    Target,
-};
+use super::{Chain, ChainName, CtState, Family, Hook, Match, Protocol, Rule, RuleSet, Table, TableKind, Target};
 use std::net::SocketAddr;
 
 /// The first packet of a connection, or a packet in its midst.
@@ -62,26 +59,16 @@ pub struct Outcome {
 pub fn evaluate(rules: &RuleSet, packet: &Packet) -> Outcome {
     let mut walk = Walk {
         packet: packet.clone(),
-        outcome: Outcome {
-            verdict: Verdict::Pass,
-            mark: packet.mark,
-            connection_mark: packet.connection_mark,
-            zone: 0,
-        },
+        outcome: Outcome { verdict: Verdict::Pass, mark: packet.mark, connection_mark: packet.connection_mark, zone: 0 },
     };
     for kind in TableKind::ALL {
         // The kernel asks nat only for the first packet of a connection, and has asked for packets over lo on their way out.
         let asked = kind != TableKind::Nat
-            || packet.state == Some(CtState::New)
-                && !(packet.hook == Hook::Prerouting && packet.interface == "lo");
+            || packet.state == Some(CtState::New) && !(packet.hook == Hook::Prerouting && packet.interface == "lo");
         let Some(table) = rules.table(kind).filter(|_| asked) else {
             continue;
         };
-        for chain in table
-            .chains
-            .iter()
-            .filter(|chain| chain.hook == Some(packet.hook))
-        {
+        for chain in table.chains.iter().filter(|chain| chain.hook == Some(packet.hook)) {
             if let Some(verdict) = walk.chain(rules.family, table, chain, 0) {
                 walk.outcome.verdict = verdict;
                 if verdict == Verdict::Drop || kind == TableKind::Nat {
@@ -102,13 +89,7 @@ struct Walk {
 const DEPTH: usize = 8;
 
 impl Walk {
-    fn chain(
-        &mut self,
-        family: Family,
-        table: &Table,
-        chain: &Chain,
-        depth: usize,
-    ) -> Option<Verdict> {
+    fn chain(&mut self, family: Family, table: &Table, chain: &Chain, depth: usize) -> Option<Verdict> {
         for rule in &chain.rules {
             if !self.applies(family, rule) {
                 continue;
@@ -138,13 +119,7 @@ impl Walk {
         None
     }
 
-    fn enter(
-        &mut self,
-        family: Family,
-        table: &Table,
-        name: ChainName,
-        depth: usize,
-    ) -> Option<Verdict> {
+    fn enter(&mut self, family: Family, table: &Table, name: ChainName, depth: usize) -> Option<Verdict> {
         let chain = table.chain(name).filter(|_| depth < DEPTH)?;
         self.chain(family, table, chain, depth + 1)
     }
@@ -156,22 +131,14 @@ impl Walk {
                 Match::Source(net) => net.contains(&packet.source.ip()),
                 Match::Destination(net) => net.contains(&packet.destination.ip()),
                 Match::NotDestination(net) => !net.contains(&packet.destination.ip()),
-                Match::In(interface) => {
-                    packet.hook == Hook::Prerouting && interface.covers(&packet.interface)
-                }
-                Match::Out(interface) => {
-                    packet.hook == Hook::Output && interface.covers(&packet.interface)
-                }
+                Match::In(interface) => packet.hook == Hook::Prerouting && interface.covers(&packet.interface),
+                Match::Out(interface) => packet.hook == Hook::Output && interface.covers(&packet.interface),
                 Match::Protocol(protocol) => *protocol == packet.protocol,
                 Match::SourcePort(port) => *port == packet.source.port(),
-                Match::Ports(ranges) => ranges
-                    .iter()
-                    .any(|range| range.contains(packet.destination.port())),
+                Match::Ports(ranges) => ranges.iter().any(|range| range.contains(packet.destination.port())),
                 Match::Uid(uid) => packet.owner.is_some_and(|owner| owner.0 == *uid),
                 Match::Gid(gid) => packet.owner.is_some_and(|owner| owner.1 == *gid),
-                Match::NotOwner { uid, gid } => packet
-                    .owner
-                    .is_some_and(|owner| Some(owner.0) != *uid && Some(owner.1) != *gid),
+                Match::NotOwner { uid, gid } => packet.owner.is_some_and(|owner| Some(owner.0) != *uid && Some(owner.1) != *gid),
                 Match::Mark(mark) => packet.mark == *mark,
                 Match::ConnMark(mark) => packet.connection_mark == *mark,
                 Match::State(state) => packet.state == Some(*state),

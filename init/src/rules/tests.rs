@@ -9,14 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// The flow table.
 fn specification(settings: &Settings, connection: &Connection) -> Landing {
-    let Connection {
-        hook,
-        protocol,
-        source,
-        destination,
-        interface,
-        owner,
-    } = connection;
+    let Connection { hook, protocol, source, destination, interface, owner } = connection;
     let (ip, port) = (destination.ip(), destination.port());
     let tcp = *protocol == Protocol::Tcp;
     let taken_inbound = tcp
@@ -26,48 +19,26 @@ fn specification(settings: &Settings, connection: &Connection) -> Landing {
             Ports::All => true,
             Ports::List(ports) => ports.contains(port),
         };
-    let inbound = if taken_inbound {
-        Landing::Proxy(settings.inbound_port)
-    } else {
-        Landing::Direct
-    };
-    if settings
-        .exclude_interfaces
-        .iter()
-        .any(|excluded| excluded.covers(interface))
-    {
+    let inbound = if taken_inbound { Landing::Proxy(settings.inbound_port) } else { Landing::Direct };
+    if settings.exclude_interfaces.iter().any(|excluded| excluded.covers(interface)) {
         return Landing::Direct;
     }
     if *hook == Hook::Prerouting {
-        return if interface == "lo" {
-            Landing::Direct
-        } else {
-            inbound
-        };
+        return if interface == "lo" { Landing::Direct } else { inbound };
     }
     let within_pod = interface == "lo";
-    let forwarded_to_app = source.ip() == IpAddr::from([127, 0, 0, 6])
-        || source.ip() == "::6".parse::<IpAddr>().unwrap();
+    let forwarded_to_app = source.ip() == IpAddr::from([127, 0, 0, 6]) || source.ip() == "::6".parse::<IpAddr>().unwrap();
     if within_pod && forwarded_to_app {
         return Landing::Direct;
     }
-    let proxy = owner.is_some_and(|(uid, gid)| {
-        uid != 0 && uid == settings.proxy_uid || gid == settings.proxy_gid
-    });
+    let proxy = owner.is_some_and(|(uid, gid)| uid != 0 && uid == settings.proxy_uid || gid == settings.proxy_gid);
     if proxy {
         // Its own pod, by another name than loopback: as a peer.
-        return if within_pod && !ip.is_loopback() {
-            inbound
-        } else {
-            Landing::Direct
-        };
+        return if within_pod && !ip.is_loopback() { inbound } else { Landing::Direct };
     }
     if within_pod
         || tcp && settings.exclude_outbound_ports.contains(port)
-        || settings
-            .exclude_outbound_cidrs
-            .iter()
-            .any(|net| net.contains(&ip))
+        || settings.exclude_outbound_cidrs.iter().any(|net| net.contains(&ip))
     {
         return Landing::Direct;
     }
@@ -87,11 +58,8 @@ fn specification(settings: &Settings, connection: &Connection) -> Landing {
 const PORTS: [u16; 10] = [1, 22, 53, 80, 443, 8080, 15001, 15006, 15020, 65535];
 
 fn port_set() -> impl Strategy<Value = PortSet> {
-    let range =
-        (prop::sample::select(PORTS.to_vec()), 0_u16..4).prop_map(|(first, more)| PortRange {
-            first,
-            last: first.saturating_add(more),
-        });
+    let range = (prop::sample::select(PORTS.to_vec()), 0_u16..4)
+        .prop_map(|(first, more)| PortRange { first, last: first.saturating_add(more) });
     prop_oneof![
         2 => Just(PortSet::default()),
         3 => prop::collection::vec(range, 0..5).prop_map(|ranges| ranges.into_iter().collect()),
@@ -102,118 +70,57 @@ fn port_set() -> impl Strategy<Value = PortSet> {
 }
 
 fn nets() -> impl Strategy<Value = Vec<ipnet::IpNet>> {
-    let all = vec![
-        "0.0.0.0/0",
-        "10.0.0.0/8",
-        "127.0.0.0/8",
-        "203.0.113.0/24",
-        "::/0",
-        "fd00::/8",
-        "2001:db8::/32",
-    ];
-    prop::sample::subsequence(all, 0..3)
-        .prop_map(|nets| values::cidr_list(&nets.join(",")).unwrap().0)
+    let all = vec!["0.0.0.0/0", "10.0.0.0/8", "127.0.0.0/8", "203.0.113.0/24", "::/0", "fd00::/8", "2001:db8::/32"];
+    prop::sample::subsequence(all, 0..3).prop_map(|nets| values::cidr_list(&nets.join(",")).unwrap().0)
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
     let interfaces = prop::sample::subsequence(vec!["eth1", "eth+", "tun0"], 0..2)
         .prop_map(|names| names.iter().map(|name| name.parse().unwrap()).collect());
-    let ids = (
-        prop::sample::select(vec![0_u32, 1000, 1337]),
-        prop::sample::select(vec![1000_u32, 1337]),
-    );
-    let switches = (
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-    );
-    (
-        switches,
-        ids,
-        [port_set(), port_set(), port_set(), port_set()],
-        nets(),
-        nets(),
-        interfaces,
+    let ids = (prop::sample::select(vec![0_u32, 1000, 1337]), prop::sample::select(vec![1000_u32, 1337]));
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (switches, ids, [port_set(), port_set(), port_set(), port_set()], nets(), nets(), interfaces).prop_map(
+        |((all_in, all_out, dns_capture, drop_invalid, tproxy), ids, ports, cidrs, excluded, interfaces)| {
+            let [inbound, exclude_inbound, outbound, exclude_outbound] = ports;
+            Settings {
+                proxy_uid: ids.0,
+                proxy_gid: ids.1,
+                inbound_ports: if all_in { Ports::All } else { Ports::List(inbound) },
+                exclude_inbound_ports: exclude_inbound,
+                outbound_ports: outbound,
+                exclude_outbound_ports: exclude_outbound,
+                outbound_cidrs: if all_out { Cidrs::All } else { Cidrs::List(cidrs) },
+                exclude_outbound_cidrs: excluded,
+                exclude_interfaces: interfaces,
+                dns_capture,
+                drop_invalid,
+                mode: if tproxy { Mode::Tproxy } else { Mode::Redirect },
+                ..Settings::default()
+            }
+        },
     )
-        .prop_map(
-            |(
-                (all_in, all_out, dns_capture, drop_invalid, tproxy),
-                ids,
-                ports,
-                cidrs,
-                excluded,
-                interfaces,
-            )| {
-                let [inbound, exclude_inbound, outbound, exclude_outbound] = ports;
-                Settings {
-                    proxy_uid: ids.0,
-                    proxy_gid: ids.1,
-                    inbound_ports: if all_in {
-                        Ports::All
-                    } else {
-                        Ports::List(inbound)
-                    },
-                    exclude_inbound_ports: exclude_inbound,
-                    outbound_ports: outbound,
-                    exclude_outbound_ports: exclude_outbound,
-                    outbound_cidrs: if all_out {
-                        Cidrs::All
-                    } else {
-                        Cidrs::List(cidrs)
-                    },
-                    exclude_outbound_cidrs: excluded,
-                    exclude_interfaces: interfaces,
-                    dns_capture,
-                    drop_invalid,
-                    mode: if tproxy { Mode::Tproxy } else { Mode::Redirect },
-                    ..Settings::default()
-                }
-            },
-        )
 }
 
 fn connection() -> impl Strategy<Value = Connection> {
-    let v4 = vec![
-        "127.0.0.1",
-        "127.0.0.6",
-        "10.1.1.2",
-        "203.0.113.9",
-        "8.8.8.8",
-    ];
+    let v4 = vec!["127.0.0.1", "127.0.0.6", "10.1.1.2", "203.0.113.9", "8.8.8.8"];
     let v6 = vec!["::1", "::6", "fd01::2", "2001:db8::9", "2620::1"];
     let addresses = any::<bool>().prop_flat_map(move |four| {
         let list = if four { v4.clone() } else { v6.clone() };
-        (
-            prop::sample::select(list.clone()),
-            prop::sample::select(list),
-        )
+        (prop::sample::select(list.clone()), prop::sample::select(list))
     });
     let port = prop_oneof![prop::sample::select(PORTS.to_vec()), 1_u16..];
-    let owner = (
-        prop::sample::select(vec![0_u32, 1000, 1337, 5]),
-        prop::sample::select(vec![0_u32, 1000, 1337, 5]),
-    );
+    let owner = (prop::sample::select(vec![0_u32, 1000, 1337, 5]), prop::sample::select(vec![0_u32, 1000, 1337, 5]));
     let interface = prop::sample::select(vec!["lo", "eth0", "eth1", "tun0"]);
-    (
-        addresses,
-        port,
-        owner,
-        interface,
-        any::<bool>(),
-        prop::bool::weighted(0.7),
+    (addresses, port, owner, interface, any::<bool>(), prop::bool::weighted(0.7)).prop_map(
+        |((source, destination), port, owner, interface, out, tcp)| Connection {
+            hook: if out { Hook::Output } else { Hook::Prerouting },
+            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+            source: SocketAddr::new(source.parse().unwrap(), 40000),
+            destination: SocketAddr::new(destination.parse().unwrap(), port),
+            interface: interface.to_owned(),
+            owner: out.then_some(owner),
+        },
     )
-        .prop_map(
-            |((source, destination), port, owner, interface, out, tcp)| Connection {
-                hook: if out { Hook::Output } else { Hook::Prerouting },
-                protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
-                source: SocketAddr::new(source.parse().unwrap(), 40000),
-                destination: SocketAddr::new(destination.parse().unwrap(), port),
-                interface: interface.to_owned(),
-                owner: out.then_some(owner),
-            },
-        )
 }
 
 proptest! {
@@ -278,25 +185,11 @@ proptest! {
 #[test]
 fn the_table_that_takes_over_is_committed_before_the_one_that_lets_go() {
     let order = |mode| -> Vec<TableKind> {
-        let settings = Settings {
-            mode,
-            dns_capture: true,
-            ..Settings::default()
-        };
-        build(&settings, Family::V4)
-            .tables
-            .iter()
-            .map(|table| table.kind)
-            .collect()
+        let settings = Settings { mode, dns_capture: true, ..Settings::default() };
+        build(&settings, Family::V4).tables.iter().map(|table| table.kind).collect()
     };
-    assert_eq!(
-        order(Mode::Redirect),
-        [TableKind::Raw, TableKind::Nat, TableKind::Mangle]
-    );
-    assert_eq!(
-        order(Mode::Tproxy),
-        [TableKind::Raw, TableKind::Mangle, TableKind::Nat]
-    );
+    assert_eq!(order(Mode::Redirect), [TableKind::Raw, TableKind::Nat, TableKind::Mangle]);
+    assert_eq!(order(Mode::Tproxy), [TableKind::Raw, TableKind::Mangle, TableKind::Nat]);
 }
 
 /// A packet in the midst of a connection.
@@ -317,62 +210,24 @@ fn packet(hook: Hook, interface: &str) -> Packet {
 
 #[test]
 fn tproxy_takes_whole_connections_and_no_others() {
-    let rules = build(
-        &Settings {
-            mode: Mode::Tproxy,
-            ..Settings::default()
-        },
-        Family::V4,
-    );
-    let first = evaluate(
-        &rules,
-        &Packet {
-            state: Some(CtState::New),
-            ..packet(Hook::Prerouting, "eth0")
-        },
-    );
-    assert_eq!(
-        (first.verdict, first.connection_mark),
-        (Verdict::Tproxy(15006), TAKEN_MARK)
-    );
-    let later = Packet {
-        connection_mark: TAKEN_MARK,
-        ..packet(Hook::Prerouting, "eth0")
-    };
+    let rules = build(&Settings { mode: Mode::Tproxy, ..Settings::default() }, Family::V4);
+    let first = evaluate(&rules, &Packet { state: Some(CtState::New), ..packet(Hook::Prerouting, "eth0") });
+    assert_eq!((first.verdict, first.connection_mark), (Verdict::Tproxy(15006), TAKEN_MARK));
+    let later = Packet { connection_mark: TAKEN_MARK, ..packet(Hook::Prerouting, "eth0") };
     assert_eq!(evaluate(&rules, &later).verdict, Verdict::Tproxy(15006));
     // From before the rules, or an answer to what the pod sent.
-    assert_eq!(
-        evaluate(&rules, &packet(Hook::Prerouting, "eth0")).verdict,
-        Verdict::Pass
-    );
+    assert_eq!(evaluate(&rules, &packet(Hook::Prerouting, "eth0")).verdict, Verdict::Pass);
     // Redirected while the rules for the other mode were in force.
-    let translated = Packet {
-        state: Some(CtState::Dnat),
-        ..later
-    };
+    let translated = Packet { state: Some(CtState::Dnat), ..later };
     assert_eq!(evaluate(&rules, &translated).verdict, Verdict::Pass);
 }
 
 #[test]
 fn in_tproxy_the_answers_of_the_app_find_the_proxy() {
-    let rules = build(
-        &Settings {
-            mode: Mode::Tproxy,
-            ..Settings::default()
-        },
-        Family::V4,
-    );
-    let to_app = Packet {
-        mark: LOCAL_MARK,
-        owner: Some((1337, 1337)),
-        state: Some(CtState::New),
-        ..packet(Hook::Output, "lo")
-    };
+    let rules = build(&Settings { mode: Mode::Tproxy, ..Settings::default() }, Family::V4);
+    let to_app = Packet { mark: LOCAL_MARK, owner: Some((1337, 1337)), state: Some(CtState::New), ..packet(Hook::Output, "lo") };
     let outcome = evaluate(&rules, &to_app);
-    assert_eq!(
-        (outcome.verdict, outcome.connection_mark),
-        (Verdict::Pass, LOCAL_MARK)
-    );
+    assert_eq!((outcome.verdict, outcome.connection_mark), (Verdict::Pass, LOCAL_MARK));
     let answer = Packet {
         source: to_app.destination,
         destination: to_app.source,
@@ -381,59 +236,24 @@ fn in_tproxy_the_answers_of_the_app_find_the_proxy() {
         ..packet(Hook::Output, "eth0")
     };
     assert_eq!(evaluate(&rules, &answer).mark, LOCAL_MARK);
-    assert_eq!(
-        evaluate(
-            &rules,
-            &Packet {
-                connection_mark: TAKEN_MARK,
-                ..answer
-            }
-        )
-        .mark,
-        0
-    );
+    assert_eq!(evaluate(&rules, &Packet { connection_mark: TAKEN_MARK, ..answer }).mark, 0);
 }
 
 #[test]
 fn invalid_packets_are_dropped_but_for_excluded_interfaces() {
-    let settings = Settings {
-        exclude_interfaces: vec!["eth1".parse().unwrap()],
-        ..Settings::default()
-    };
+    let settings = Settings { exclude_interfaces: vec!["eth1".parse().unwrap()], ..Settings::default() };
     let verdict = |settings: &Settings, interface| {
         let rules = build(settings, Family::V4);
-        evaluate(
-            &rules,
-            &Packet {
-                state: Some(CtState::Invalid),
-                ..packet(Hook::Prerouting, interface)
-            },
-        )
-        .verdict
+        evaluate(&rules, &Packet { state: Some(CtState::Invalid), ..packet(Hook::Prerouting, interface) }).verdict
     };
     assert_eq!(verdict(&settings, "eth0"), Verdict::Drop);
     assert_eq!(verdict(&settings, "eth1"), Verdict::Pass);
-    assert_eq!(
-        verdict(
-            &Settings {
-                drop_invalid: false,
-                ..settings.clone()
-            },
-            "eth0"
-        ),
-        Verdict::Pass
-    );
+    assert_eq!(verdict(&Settings { drop_invalid: false, ..settings.clone() }, "eth0"), Verdict::Pass);
 }
 
 #[test]
 fn captured_queries_and_the_proxy_s_own_are_tracked_apart() {
-    let rules = build(
-        &Settings {
-            dns_capture: true,
-            ..Settings::default()
-        },
-        Family::V4,
-    );
+    let rules = build(&Settings { dns_capture: true, ..Settings::default() }, Family::V4);
     let query = |owner| {
         let packet = Packet {
             protocol: Protocol::Udp,
@@ -445,18 +265,9 @@ fn captured_queries_and_the_proxy_s_own_are_tracked_apart() {
         };
         evaluate(&rules, &packet)
     };
-    assert_eq!(
-        (query((1000, 1000)).zone, query((1000, 1000)).verdict),
-        (CAPTURED_DNS_ZONE, Verdict::Redirect(15053))
-    );
-    assert_eq!(
-        (query((1337, 0)).zone, query((1337, 0)).verdict),
-        (PROXY_DNS_ZONE, Verdict::Pass)
-    );
-    assert_eq!(
-        (query((0, 1337)).zone, query((0, 1337)).verdict),
-        (PROXY_DNS_ZONE, Verdict::Pass)
-    );
+    assert_eq!((query((1000, 1000)).zone, query((1000, 1000)).verdict), (CAPTURED_DNS_ZONE, Verdict::Redirect(15053)));
+    assert_eq!((query((1337, 0)).zone, query((1337, 0)).verdict), (PROXY_DNS_ZONE, Verdict::Pass));
+    assert_eq!((query((0, 1337)).zone, query((0, 1337)).verdict), (PROXY_DNS_ZONE, Verdict::Pass));
     let answer = Packet {
         protocol: Protocol::Udp,
         source: "10.96.0.10:53".parse().unwrap(),

@@ -24,10 +24,7 @@ use weft_init::flags::{Backend, BackendChoice, Settings};
 use weft_init::rules::{Connection, Family, Hook, Landing, Protocol};
 
 pub const POD_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(10, 67, 0, 2)];
-pub const POD_V6: [Ipv6Addr; 2] = [
-    Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 2),
-    Ipv6Addr::new(0xfd67, 0, 0, 0, 0, 0, 0, 2),
-];
+pub const POD_V6: [Ipv6Addr; 2] = [Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 2), Ipv6Addr::new(0xfd67, 0, 0, 0, 0, 0, 0, 2)];
 /// Ports on which the app in the pod listens.
 pub const APP_PORTS: [u16; 10] = [22, 53, 80, 443, 3000, 8080, 8081, 8443, 9090, 15021];
 /// Everything else in the pod that listens.
@@ -62,20 +59,13 @@ impl Netns {
 /// Runs a shell script in the namespace of the calling thread.
 pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{script}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs weft-init in the namespace of the calling thread.
 pub fn weft_init(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weft-init"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_weft-init")).args(arguments).output().unwrap()
 }
 
 /// Runs weft-init, which must succeed and say nothing on standard output; returns what it said on standard error.
@@ -83,10 +73,7 @@ pub fn weft_init_ok(arguments: &[&str]) -> String {
     let output = weft_init(arguments);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{arguments:?}: {said}");
-    assert!(
-        output.stdout.is_empty(),
-        "{arguments:?} wrote to standard output"
-    );
+    assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
     said
 }
 
@@ -124,10 +111,7 @@ pub fn choice(backend: Backend) -> BackendChoice {
 
 /// Makes the sockets that `make` makes belong to a user and a group, as if a process of theirs had made them.
 pub fn owned_by<T>(owner: (u32, u32), make: impl FnOnce() -> T) -> T {
-    let (uid, gid) = (
-        setfsuid(Uid::from_raw(owner.0)),
-        setfsgid(Gid::from_raw(owner.1)),
-    );
+    let (uid, gid) = (setfsuid(Uid::from_raw(owner.0)), setfsgid(Gid::from_raw(owner.1)));
     let made = make();
     setfsuid(uid);
     setfsgid(gid);
@@ -170,15 +154,7 @@ pub struct Flow {
 impl Flow {
     fn new(hook: Hook, protocol: Protocol, owner: (u32, u32), ip: IpAddr, port: u16) -> Self {
         let destination = SocketAddr::new(ip, port);
-        Self {
-            hook,
-            protocol,
-            source: None,
-            source_port: None,
-            destination,
-            owner,
-            mark: 0,
-        }
+        Self { hook, protocol, source: None, source_port: None, destination, owner, mark: 0 }
     }
 
     /// A process of the pod opens it.
@@ -225,12 +201,11 @@ impl Flow {
     fn likely_source(&self) -> IpAddr {
         let second = usize::from(self.interface() == "eth1");
         let ip = self.destination.ip();
-        self.source
-            .unwrap_or(match (self.interface(), ip.is_ipv4()) {
-                ("lo", _) => ip,
-                (_, true) => POD_V4[second].into(),
-                (_, false) => POD_V6[second].into(),
-            })
+        self.source.unwrap_or(match (self.interface(), ip.is_ipv4()) {
+            ("lo", _) => ip,
+            (_, true) => POD_V4[second].into(),
+            (_, false) => POD_V6[second].into(),
+        })
     }
 
     /// The question for the model.
@@ -250,12 +225,8 @@ impl Flow {
         match landing {
             Landing::Proxy(port) => Landed::Proxy(port),
             Landing::Dropped => Landed::Nowhere,
-            Landing::Direct if self.hook == Hook::Output && self.interface() != "lo" => {
-                Landed::Outside
-            }
-            Landing::Direct if PROXY_PORTS.contains(&self.destination.port()) => {
-                Landed::Proxy(self.destination.port())
-            }
+            Landing::Direct if self.hook == Hook::Output && self.interface() != "lo" => Landed::Outside,
+            Landing::Direct if PROXY_PORTS.contains(&self.destination.port()) => Landed::Proxy(self.destination.port()),
             Landing::Direct => Landed::App(self.destination.port()),
         }
     }
@@ -307,12 +278,7 @@ impl World {
         sh("ip route add default via 10.66.0.1; ip -6 route add default via fd66::1");
         listen_on(&mut listeners, app, Landed::App);
         owned_by(PROXY, || listen_on(&mut listeners, proxy, Landed::Proxy));
-        Self {
-            pod,
-            outside,
-            listeners,
-            next_port: AtomicU16::new(0),
-        }
+        Self { pod, outside, listeners, next_port: AtomicU16::new(0) }
     }
 
     /// A source port that has not been used: a datagram's conntrack entry lives for half a minute, and would answer for the
@@ -342,9 +308,7 @@ impl World {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = owned_by(flow.owner, || {
-            Socket::new(Domain::for_address(flow.destination), kind, None).unwrap()
-        });
+        let socket = owned_by(flow.owner, || Socket::new(Domain::for_address(flow.destination), kind, None).unwrap());
         if flow.mark != 0 {
             socket.set_mark(flow.mark).unwrap();
             transparent(&socket);
@@ -361,10 +325,7 @@ impl World {
         let client = self.client(flow, Type::STREAM);
         // No connection of the tests may linger and be mistaken for another.
         client.set_linger(Some(Duration::ZERO)).unwrap();
-        if client
-            .connect_timeout(&flow.destination.into(), Duration::from_millis(700))
-            .is_err()
-        {
+        if client.connect_timeout(&flow.destination.into(), Duration::from_millis(700)).is_err() {
             return Landed::Nowhere;
         }
         let own = client.local_addr().unwrap().as_socket().unwrap();
@@ -373,18 +334,9 @@ impl World {
         };
         let (server, peer) = listener.socket.accept().unwrap();
         server.set_linger(Some(Duration::ZERO)).unwrap();
-        assert_eq!(
-            peer.as_socket(),
-            Some(own),
-            "{flow:?} arrived with another source"
-        );
-        assert_eq!(
-            original(&server, listener),
-            flow.destination,
-            "{flow:?} arrived as for another destination"
-        );
-        let (mut client, mut server): (std::net::TcpStream, std::net::TcpStream) =
-            (client.into(), server.into());
+        assert_eq!(peer.as_socket(), Some(own), "{flow:?} arrived with another source");
+        assert_eq!(original(&server, listener), flow.destination, "{flow:?} arrived as for another destination");
+        let (mut client, mut server): (std::net::TcpStream, std::net::TcpStream) = (client.into(), server.into());
         exchange(&mut client, &mut server);
         exchange(&mut server, &mut client);
         listener.landed
@@ -401,33 +353,22 @@ impl World {
         let server: std::net::UdpSocket = listener.socket.try_clone().unwrap().into();
         let mut buffer = [0; 16];
         let (length, peer) = server.recv_from(&mut buffer).unwrap();
-        assert_eq!(
-            (&buffer[..length], peer.port()),
-            (&own.port().to_be_bytes()[..], own.port()),
-            "{flow:?}"
-        );
+        assert_eq!((&buffer[..length], peer.port()), (&own.port().to_be_bytes()[..], own.port()), "{flow:?}");
         server.send_to(b"answer", peer).unwrap();
         // Connected, so that it takes the answer only if it comes from where the question went.
         let client: std::net::UdpSocket = client.into();
-        client
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .unwrap();
-        let length = client
-            .recv(&mut buffer)
-            .unwrap_or_else(|error| panic!("{flow:?} had no answer: {error}"));
+        client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let length = client.recv(&mut buffer).unwrap_or_else(|error| panic!("{flow:?} had no answer: {error}"));
         assert_eq!(&buffer[..length], b"answer");
         listener.landed
     }
 
     /// Whether anything waits to be taken outside.
     pub fn anything_outside(&self) -> bool {
-        self.listeners
-            .iter()
-            .filter(|each| each.landed == Landed::Outside)
-            .any(|each| {
-                let mut polled = [PollFd::new(each.socket.as_fd(), PollFlags::POLLIN)];
-                poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
-            })
+        self.listeners.iter().filter(|each| each.landed == Landed::Outside).any(|each| {
+            let mut polled = [PollFd::new(each.socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+        })
     }
 
     /// The one listener that has got something.
@@ -436,14 +377,9 @@ impl World {
         let candidates: Vec<&Listener> = self
             .listeners
             .iter()
-            .filter(|each| {
-                each.family == family && each.datagrams == (flow.protocol == Protocol::Udp)
-            })
+            .filter(|each| each.family == family && each.datagrams == (flow.protocol == Protocol::Udp))
             .collect();
-        let mut polled: Vec<PollFd> = candidates
-            .iter()
-            .map(|each| PollFd::new(each.socket.as_fd(), PollFlags::POLLIN))
-            .collect();
+        let mut polled: Vec<PollFd> = candidates.iter().map(|each| PollFd::new(each.socket.as_fd(), PollFlags::POLLIN)).collect();
         let timeout = PollTimeout::try_from(patience.as_millis() as u64).unwrap();
         poll(&mut polled, timeout).unwrap();
         let ready: Vec<&Listener> = candidates
@@ -467,16 +403,8 @@ fn listen_on(listeners: &mut Vec<Listener>, ports: &[u16], landed: impl Fn(u16) 
     for port in ports {
         for family in Family::ALL {
             let (domain, any, loopback): (_, IpAddr, IpAddr) = match family {
-                Family::V4 => (
-                    Domain::IPV4,
-                    Ipv4Addr::UNSPECIFIED.into(),
-                    Ipv4Addr::LOCALHOST.into(),
-                ),
-                Family::V6 => (
-                    Domain::IPV6,
-                    Ipv6Addr::UNSPECIFIED.into(),
-                    Ipv6Addr::LOCALHOST.into(),
-                ),
+                Family::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+                Family::V6 => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
             };
             for (kind, datagrams) in [(Type::STREAM, false), (Type::DGRAM, true)] {
                 let socket = Socket::new(domain, kind, None).unwrap();
@@ -488,23 +416,12 @@ fn listen_on(listeners: &mut Vec<Listener>, ports: &[u16], landed: impl Fn(u16) 
                     transparent(&socket);
                 }
                 // An answer must come from the address that the redirection rewrote to.
-                let ip = if datagrams && *port == 15053 {
-                    loopback
-                } else {
-                    any
-                };
-                socket
-                    .bind(&SockAddr::from(SocketAddr::new(ip, *port)))
-                    .unwrap();
+                let ip = if datagrams && *port == 15053 { loopback } else { any };
+                socket.bind(&SockAddr::from(SocketAddr::new(ip, *port))).unwrap();
                 if !datagrams {
                     socket.listen(1024).unwrap();
                 }
-                listeners.push(Listener {
-                    socket,
-                    landed: landed(*port),
-                    family,
-                    datagrams,
-                });
+                listeners.push(Listener { socket, landed: landed(*port), family, datagrams });
             }
         }
     }
@@ -516,11 +433,7 @@ fn original(server: &Socket, listener: &Listener) -> SocketAddr {
         Family::V4 => server.original_dst_v4(),
         Family::V6 => server.original_dst_v6(),
     };
-    translated
-        .or_else(|_| server.local_addr())
-        .unwrap()
-        .as_socket()
-        .unwrap()
+    translated.or_else(|_| server.local_addr()).unwrap().as_socket().unwrap()
 }
 
 fn exchange(from: &mut std::net::TcpStream, to: &mut std::net::TcpStream) {

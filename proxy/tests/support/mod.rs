@@ -107,7 +107,7 @@ impl Peer {
 
     /// Reads more. `false` at the end of the stream (a reset counts as one).
     pub fn fill(&mut self) -> bool {
-        let mut chunk = [0; 65536];
+        let mut chunk = vec![0; 65536];
         match self.stream.read(&mut chunk) {
             Ok(0) => false,
             Ok(n) => {

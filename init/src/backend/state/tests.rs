@@ -9,73 +9,30 @@ use proptest::prelude::*;
 fn settings() -> impl Strategy<Value = Settings> {
     let ranges = || {
         prop::collection::vec((1_u16.., 0_u16..50), 0..20).prop_map(|ports| {
-            ports
-                .into_iter()
-                .map(|(first, more)| PortRange {
-                    first,
-                    last: first.saturating_add(more),
-                })
-                .collect()
+            ports.into_iter().map(|(first, more)| PortRange { first, last: first.saturating_add(more) }).collect()
         })
     };
     let nets = || {
-        prop::sample::subsequence(
-            vec![
-                "10.0.0.0/8",
-                "0.0.0.0/0",
-                "fd00::/8",
-                "::/0",
-                "192.0.2.1/32",
-            ],
-            0..4,
-        )
-        .prop_map(|nets| values::cidr_list(&nets.join(",")).unwrap().0)
+        prop::sample::subsequence(vec!["10.0.0.0/8", "0.0.0.0/0", "fd00::/8", "::/0", "192.0.2.1/32"], 0..4)
+            .prop_map(|nets| values::cidr_list(&nets.join(",")).unwrap().0)
     };
-    let interfaces =
-        prop::sample::subsequence(vec!["eth1", "k6t+", "tun0"], 0..3).prop_map(|names| {
-            names
-                .iter()
-                .map(|name| name.parse().unwrap())
-                .collect::<Vec<Interface>>()
-        });
+    let interfaces = prop::sample::subsequence(vec!["eth1", "k6t+", "tun0"], 0..3)
+        .prop_map(|names| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<Interface>>());
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (
-        flags,
-        ranges(),
-        ranges(),
-        ranges(),
-        ranges(),
-        nets(),
-        interfaces,
+    (flags, ranges(), ranges(), ranges(), ranges(), nets(), interfaces).prop_map(
+        |((all, dns_capture, drop_invalid, tproxy), inbound, excluded, outbound, excluded_out, nets, interfaces)| Settings {
+            inbound_ports: if all { Ports::All } else { Ports::List(inbound) },
+            exclude_inbound_ports: excluded,
+            outbound_ports: outbound,
+            exclude_outbound_ports: excluded_out,
+            exclude_outbound_cidrs: nets,
+            exclude_interfaces: interfaces,
+            dns_capture,
+            drop_invalid,
+            mode: if tproxy { Mode::Tproxy } else { Mode::Redirect },
+            ..Settings::default()
+        },
     )
-        .prop_map(
-            |(
-                (all, dns_capture, drop_invalid, tproxy),
-                inbound,
-                excluded,
-                outbound,
-                excluded_out,
-                nets,
-                interfaces,
-            )| {
-                Settings {
-                    inbound_ports: if all {
-                        Ports::All
-                    } else {
-                        Ports::List(inbound)
-                    },
-                    exclude_inbound_ports: excluded,
-                    outbound_ports: outbound,
-                    exclude_outbound_ports: excluded_out,
-                    exclude_outbound_cidrs: nets,
-                    exclude_interfaces: interfaces,
-                    dns_capture,
-                    drop_invalid,
-                    mode: if tproxy { Mode::Tproxy } else { Mode::Redirect },
-                    ..Settings::default()
-                }
-            },
-        )
 }
 
 /// One family as the kernel holds it: the chains of each table with their rules.
@@ -107,33 +64,19 @@ impl Kernel {
                     table.insert(chain[1..].to_owned(), Vec::new());
                 }
                 ["-A", chain, rule] => {
-                    table
-                        .get_mut(*chain)
-                        .ok_or(format!("no chain: {line}"))?
-                        .push((*rule).to_owned());
+                    table.get_mut(*chain).ok_or(format!("no chain: {line}"))?.push((*rule).to_owned());
                 }
                 ["-I", chain, rule] => {
-                    let rule = rule
-                        .strip_prefix("1 ")
-                        .ok_or(format!("no position: {line}"))?;
-                    table
-                        .get_mut(*chain)
-                        .ok_or(format!("no chain: {line}"))?
-                        .insert(0, rule.to_owned());
+                    let rule = rule.strip_prefix("1 ").ok_or(format!("no position: {line}"))?;
+                    table.get_mut(*chain).ok_or(format!("no chain: {line}"))?.insert(0, rule.to_owned());
                 }
                 ["-D", chain, rule] => {
                     let rules = table.get_mut(*chain).ok_or(format!("no chain: {line}"))?;
-                    let at = rules
-                        .iter()
-                        .position(|each| each == rule)
-                        .ok_or(format!("no such rule: {line}"))?;
+                    let at = rules.iter().position(|each| each == rule).ok_or(format!("no such rule: {line}"))?;
                     rules.remove(at);
                 }
                 ["-X", chain] => {
-                    let used = table
-                        .values()
-                        .flatten()
-                        .any(|rule| rule.ends_with(&format!(" {chain}")));
+                    let used = table.values().flatten().any(|rule| rule.ends_with(&format!(" {chain}")));
                     let rules = table.get(*chain).ok_or(format!("no chain: {line}"))?;
                     if used || !rules.is_empty() {
                         return Err(format!("chain in use: {line}"));
@@ -145,16 +88,10 @@ impl Kernel {
         }
         let dangling = self.0.values().any(|table| {
             table.values().flatten().any(|rule| {
-                rule.rsplit(' ')
-                    .next()
-                    .is_some_and(|last| last.starts_with(CHAIN_PREFIX) && !table.contains_key(last))
+                rule.rsplit(' ').next().is_some_and(|last| last.starts_with(CHAIN_PREFIX) && !table.contains_key(last))
             })
         });
-        if dangling {
-            Err("a rule leads to a chain that is not there".into())
-        } else {
-            Ok(())
-        }
+        if dangling { Err("a rule leads to a chain that is not there".into()) } else { Ok(()) }
     }
 
     fn save(&self) -> String {
@@ -162,11 +99,7 @@ impl Kernel {
         for (name, table) in &self.0 {
             text.push_str(&format!("*{name}\n"));
             for chain in table.keys() {
-                let policy = if chain.starts_with(CHAIN_PREFIX) {
-                    "-"
-                } else {
-                    "ACCEPT"
-                };
+                let policy = if chain.starts_with(CHAIN_PREFIX) { "-" } else { "ACCEPT" };
                 text.push_str(&format!(":{chain} {policy} [12:3456]\n"));
             }
             for (chain, rules) in table {
@@ -202,12 +135,7 @@ const OTHERS: &str = "*nat\n:OTHERS - [0:0]\n-A OTHERS -p tcp -j RETURN\n-A OUTP
 
 /// What is not ours.
 fn foreign(kernel: &Kernel) -> Vec<String> {
-    kernel
-        .save()
-        .lines()
-        .filter(|line| line.contains("OTHERS") || line.contains("--comment"))
-        .map(ToOwned::to_owned)
-        .collect()
+    kernel.save().lines().filter(|line| line.contains("OTHERS") || line.contains("--comment")).map(ToOwned::to_owned).collect()
 }
 
 proptest! {
@@ -254,15 +182,9 @@ proptest! {
 #[test]
 fn only_the_target_of_a_rule_counts() {
     assert!(leads_into_ours("-p tcp -j WEFT_OUTPUT"));
-    assert!(leads_into_ours(
-        "-m comment --comment \"a b\" -g WEFT_OUTPUT"
-    ));
-    assert!(!leads_into_ours(
-        "-m comment --comment \"x -j WEFT_OUTPUT\" -j RETURN"
-    ));
-    assert!(!leads_into_ours(
-        "-m comment --comment \"\\\" -j WEFT_OUTPUT\" -j RETURN"
-    ));
+    assert!(leads_into_ours("-m comment --comment \"a b\" -g WEFT_OUTPUT"));
+    assert!(!leads_into_ours("-m comment --comment \"x -j WEFT_OUTPUT\" -j RETURN"));
+    assert!(!leads_into_ours("-m comment --comment \"\\\" -j WEFT_OUTPUT\" -j RETURN"));
     assert!(!leads_into_ours("-j"));
     assert!(!leads_into_ours("-m comment --comment WEFT_OUTPUT"));
 }
@@ -272,14 +194,9 @@ fn other_words_for_the_same_rules_are_known_by_their_number() {
     let rules = build(&Settings::default(), Family::V4);
     let mut kernel = Kernel::default();
     kernel.restore(&State::default().script(&rules)).unwrap();
-    let strange = kernel
-        .save()
-        .replace("--ctstate INVALID", "--state invalid");
+    let strange = kernel.save().replace("--ctstate INVALID", "--state invalid");
     let state = State::parse(&strange);
     assert!(!state.holds(&rules) && state.counts(&rules));
-    let short = strange.replace(
-        "-A WEFT_PREROUTING -p tcp -m conntrack --state invalid -j DROP\n",
-        "",
-    );
+    let short = strange.replace("-A WEFT_PREROUTING -p tcp -m conntrack --state invalid -j DROP\n", "");
     assert!(!State::parse(&short).counts(&rules));
 }
