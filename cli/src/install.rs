@@ -108,7 +108,8 @@ pub(crate) fn manifest(args: &Install) -> anyhow::Result<String> {
 fn check(values: &Value) -> anyhow::Result<()> {
     let one_of = |key: &str, value: &Value, allowed: &[&str]| {
         let text = value.as_str().unwrap_or_default();
-        anyhow::ensure!(allowed.contains(&text), "{key}: {text:?} is not one of {}", allowed.join(", "));
+        let words: Vec<&str> = allowed.iter().map(|w| if w.is_empty() { "(empty)" } else { *w }).collect();
+        anyhow::ensure!(allowed.contains(&text), "{key}: {text:?} is not one of {}", words.join(", "));
         Ok(())
     };
     one_of("image.pullPolicy", &values["image"]["pullPolicy"], &["Always", "IfNotPresent", "Never"])?;
