@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 const BACKLOG: i32 = 4096;
+/// The mark of `weft-init`'s TPROXY rules.
+const TPROXY_MARK: u32 = weft_api::names::PROXY_UID;
 /// Size of a splice pipe: the most that one may have without privilege (`/proc/sys/fs/pipe-max-size`).
 const PIPE: usize = 1 << 20;
 const PIPES_KEPT: usize = 8;
@@ -44,6 +46,9 @@ pub fn dialer(target: SocketAddr, source: Option<IpAddr>, mode: Mode) -> io::Res
     if let Some(source) = source {
         if mode == Mode::Tproxy {
             set_transparent(&SockRef::from(&socket), source.is_ipv6())?;
+            // By this mark the redirection knows the connection, and leads the app's answers, which go to the client's
+            // address, back to the proxy.
+            socket.set_mark(TPROXY_MARK)?;
         }
         // Chooses the port when connecting, so that it need only be unique for the destination.
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;

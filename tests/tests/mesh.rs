@@ -174,3 +174,17 @@ async fn a_job_ends_and_its_init_container_is_in_the_mesh_too() -> anyhow::Resul
     assert!(n >= 2.0, "echo's proxy has counted {n}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tproxy_keeps_the_client_s_address() -> anyhow::Result<()> {
+    let (cluster, ns) = start("tproxy").await?;
+    cluster.annotate_namespace(&ns, "weft.mesh/interception-mode", Some("tproxy")).await?;
+    let client = echo(&cluster, &ns).await?;
+    let other = cluster.sample("echo")?.replace("name: echo\n", "name: echo2\n").replace("app: echo\n", "app: echo2\n");
+    cluster.apply(&other, &ns).await?;
+    cluster.rolled_out(&ns, "echo2").await?;
+    let address = cluster.pods(&ns, "app=echo").await?[0].status.clone().and_then(|s| s.pod_ip).context("no address")?;
+    let out = call(&cluster, &ns, &client, &["http://echo2/who"]).await?;
+    assert!(out.contains("StatusCode=200") && out.contains(&format!("IP={address}\n")), "{address} called:\n{out}");
+    Ok(())
+}
