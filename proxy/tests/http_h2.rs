@@ -93,7 +93,8 @@ async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes, end: bool) ->
         stream.reserve_capacity(data.len());
         let n = match std::future::poll_fn(|cx| stream.poll_capacity(cx)).await {
             Some(n) => n?,
-            None => return Ok(()),
+            // The stream is closed.
+            None => return Err(Reason::STREAM_CLOSED.into()),
         };
         let piece = data.split_to(n.min(data.len()));
         stream.send_data(piece, end && data.is_empty())?;

@@ -35,8 +35,9 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 const MAX_REQUESTS: u32 = 1_000_000;
 /// HTTP/2 connections per destination. When their streams are used up too, requests queue in the library.
 const MAX_H2: usize = 16;
-/// How many connections a request may see made and taken by others, or closed at once, before it gives up.
-const H2_DIALS: usize = 4;
+/// How many connections a request may see made, and taken by others or closed at once, before it gives up: in a burst every
+/// one up to [`MAX_H2`] may be used up before its turn comes.
+const H2_DIALS: usize = MAX_H2 + 4;
 /// How often connections that have been idle for too long are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Size of the read buffer towards a destination, and of what is buffered for writing.
