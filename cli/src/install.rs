@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_typed_objects_accept_it() {
-        let all = documents(&manifest(&args(&["control.affinity.nodeAffinity={}"])).unwrap());
+        let all = documents(&manifest(&args(&[r"control.nodeSelector.kubernetes\.io/os=linux"])).unwrap());
         let deployment = find(&all, "Deployment");
         let typed: k8s_openapi::api::apps::v1::Deployment = serde_json::from_value(deployment.clone()).unwrap();
         // What a typed object does not know is lost on the way: nothing may be.
