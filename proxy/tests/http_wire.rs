@@ -125,15 +125,35 @@ fn requests_are_forwarded_as_the_table_says() {
         for byte in sent.as_bytes() {
             client.send([*byte]);
         }
-        assert_eq!(received.recv_timeout(support::PATIENCE).unwrap(), *expected, "{what}, byte by byte");
+        // How the bytes of a body are cut into chunks is nobody's business.
+        assert_eq!(joined(&received.recv_timeout(support::PATIENCE).unwrap()), joined(expected), "{what}, byte by byte");
         assert_eq!(client.message().unwrap().1, b"ok");
     }
     let pipeline: Vec<_> = FORWARDED.iter().filter(|(_, sent, _)| !sent.contains("1.0") && !sent.contains("close")).collect();
     client.send(pipeline.iter().map(|(_, sent, _)| *sent).collect::<String>());
     for (what, _, expected) in pipeline {
-        assert_eq!(received.recv_timeout(support::PATIENCE).unwrap(), *expected, "{what}, in a pipeline");
+        assert_eq!(joined(&received.recv_timeout(support::PATIENCE).unwrap()), joined(expected), "{what}, in a pipeline");
         assert_eq!(client.message().unwrap().1, b"ok");
     }
+}
+
+/// A message with all of its chunks in one.
+fn joined(message: &str) -> String {
+    let Some((head, mut rest)) = message.split_once("\r\n\r\n") else { return message.to_owned() };
+    if !head.to_lowercase().contains("transfer-encoding: chunked") {
+        return message.to_owned();
+    }
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            rest = after;
+            break;
+        }
+        body.push_str(&after[..size]);
+        rest = &after[size + 2..];
+    }
+    format!("{head}\r\n\r\n{body}\r\n0\r\n{rest}")
 }
 
 /// What the client sends, and how the answer begins. Nothing of it may reach the app as a request.
