@@ -12,7 +12,7 @@ help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # What is missing is installed, nothing else is touched. Packages: command that shows it is there.
-NEEDED := iptables:iptables-nft nftables:nft iproute2:ip conntrack:conntrack gcc:cc procps:ps util-linux:nsenter
+NEEDED := iptables:iptables-nft nftables:nft iproute2:ip conntrack:conntrack gcc:cc procps:ps util-linux:nsenter curl:curl
 .PHONY: setup
 setup: ## Install the few system packages if they are absent
 	@missing=(); \
