@@ -325,8 +325,8 @@ pub fn unknown_keys(pod: &Value, namespace: Option<&NamespaceFacts>) -> Vec<Stri
         .collect()
 }
 
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
+/// Levenshtein's distance, for guessing what was meant.
+pub fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

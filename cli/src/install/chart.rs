@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail};
 use gtmpl_ng::{Context, FuncError, Template, Value as GoValue};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
+use weft_webhook::options::distance;
 
 /// `values.yaml` as it stands in the chart: the defaults, and the schema of what may be set.
 pub(crate) const VALUES: &str = include_str!("../../../manifests/chart/values.yaml");
@@ -127,22 +128,6 @@ fn nearest<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
         .map(String::as_str)
         .filter(|k| k.eq_ignore_ascii_case(key) || distance(k, key) <= 2)
         .min_by_key(|k| distance(k, key))
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let change = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 fn is_scalar(value: &Value) -> bool {

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -308,8 +308,6 @@ impl Metrics {
             "# HELP weft_proxy_build_info Version.\n# TYPE weft_proxy_build_info gauge\nweft_proxy_build_info{{version=\"{}\"}} 1",
             env!("CARGO_PKG_VERSION")
         );
-        // Units are part of the names here.
-        let _ = Unit::Seconds;
     }
 }
 

@@ -353,3 +353,11 @@ fn without_a_native_sidecar_init_containers_keep_their_probes() {
     let native = inject(&pod, context(&Settings::default())).unwrap().pod;
     assert_eq!(find(&native, "mine")["startupProbe"]["httpGet"]["path"], "/app-health/mine/startupz");
 }
+
+#[test]
+fn what_would_break_the_pod_is_said() {
+    let mut pod = app();
+    pod["metadata"]["annotations"] = json!({"weft.mesh/dns-capture": "true"});
+    let warnings = inject(&pod, context(&Settings::default())).unwrap().warnings;
+    assert!(warnings.iter().any(|w| w.contains("DNS")), "{warnings:?}");
+}
