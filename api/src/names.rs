@@ -20,6 +20,21 @@ pub const WEBHOOK_SERVICE_PORT: u16 = 443;
 pub const CONTROL_PORT: u16 = 15012;
 /// Port of the control plane's metrics and health (plain HTTP: `/metrics`, `/healthz/live`, `/healthz/ready`).
 pub const CONTROL_METRICS_PORT: u16 = 15014;
+/// Port of the console, by which the `weft` command asks the control plane: plain HTTP on loopback only, reached by port-forward,
+/// so that Kubernetes decides who may (RBAC on `pods/portforward` in the control plane's namespace).
+pub const CONSOLE_PORT: u16 = 15019;
+
+/// ALPN names by which the proxies of a mesh know each other's TLS from the app's own. With the first the client has not told the protocol
+/// (yet): it is told from the bytes inside. The server believes a client's word only where its own port declares nothing.
+pub const ALPN_DETECT: &[u8] = b"weft";
+/// See [`ALPN_DETECT`]: opaque bytes.
+pub const ALPN_TCP: &[u8] = b"weft-tcp";
+/// See [`ALPN_DETECT`]: HTTP/1.x.
+pub const ALPN_HTTP1: &[u8] = b"weft-http/1.1";
+/// See [`ALPN_DETECT`]: HTTP/2.
+pub const ALPN_HTTP2: &[u8] = b"weft-h2";
+/// All of them.
+pub const MESH_ALPNS: [&[u8]; 4] = [ALPN_DETECT, ALPN_TCP, ALPN_HTTP1, ALPN_HTTP2];
 
 /// User and group that the proxy runs as; the redirection exempts their traffic.
 pub const PROXY_UID: u32 = 1337;
@@ -43,6 +58,13 @@ pub const CONTROL: &str = "weft-control";
 pub const WEBHOOK_CONFIGURATION: &str = "weft-injector";
 /// Secret (in the control namespace, `kubernetes.io/tls` with an extra `ca.crt`) with the control plane's CA.
 pub const CA_SECRET: &str = "weft-ca";
+/// Secret by which a user brings his own CA, as Istio's users do: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, `cert-chain.pem`, or
+/// the keys of a `kubernetes.io/tls` Secret (`tls.crt`, `tls.key`, `ca.crt`), as cert-manager writes them. Goes before [`CA_SECRET`].
+pub const USER_CA_SECRET: &str = "cacerts";
+/// Annotation of the CA Secret by which `weft identity rotate` asks for new leaves (its value: RFC 3339 time of the request).
+pub const RENEW_ANNOTATION: &str = "weft.mesh/renew-before";
+/// Annotation of [`CA_SECRET`] by which `weft identity rotate --root` asks for a new root (its value: RFC 3339 time of the request).
+pub const ROTATE_ROOT_ANNOTATION: &str = "weft.mesh/rotate-root";
 /// Secret with the control plane's serving certificate.
 pub const SERVING_SECRET: &str = "weft-control-serving";
 /// Lease by which replicas of the control plane agree on who writes.
@@ -65,6 +87,8 @@ pub const POD_INFO_DIR: &str = "/etc/weft/pod";
 
 /// Trust domain unless the user chose another.
 pub const TRUST_DOMAIN: &str = "cluster.local";
+/// How long a workload's certificate lives, in seconds: 24 h.
+pub const LEAF_LIFE_SECONDS: u64 = 24 * 3600;
 /// Domain of the cluster's Services.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 

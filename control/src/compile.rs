@@ -24,5 +24,9 @@ pub struct Mesh {
 
 /// The whole inbound configuration of a pod.
 pub fn inbound_config(pod: &Pod, view: &View, mesh: &Mesh) -> wire::Inbound {
-    wire::Inbound { workload: Some(workload::labels(pod, view, mesh)), ports: inbound::ports(pod, view, mesh) }
+    wire::Inbound {
+        workload: Some(workload::labels(pod, view, mesh)),
+        ports: inbound::ports(pod, view, mesh),
+        ..wire::Inbound::default()
+    }
 }

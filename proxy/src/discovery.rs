@@ -105,7 +105,7 @@ async fn attach(
                 }
             },
             // Something newer than this build: nothing for us.
-            None => String::new(),
+            Some(control_message::Kind::Trust(_) | control_message::Kind::Destination(_)) | None => String::new(),
         };
         send.send(message(proxy_message::Kind::Ack(Ack { version, error }))).await?;
     }

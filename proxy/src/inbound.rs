@@ -126,7 +126,7 @@ mod tests {
 
     fn message(ports: &[(u32, i32)]) -> wire::Inbound {
         let ports = ports.iter().map(|&(port, protocol)| wire::InboundPort { port, protocol, service: None });
-        wire::Inbound { workload: None, ports: ports.collect() }
+        wire::Inbound { ports: ports.collect(), ..wire::Inbound::default() }
     }
 
     #[test]

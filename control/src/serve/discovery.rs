@@ -210,7 +210,7 @@ impl Stream {
                 false
             }
             // A newer proxy may say what we don't know yet.
-            None => true,
+            Some(proxy_message::Kind::Watch(_) | proxy_message::Kind::Unwatch(_) | proxy_message::Kind::Report(_)) | None => true,
         }
     }
 }
