@@ -89,6 +89,9 @@ pub const POD_INFO_DIR: &str = "/etc/weft/pod";
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// How long a workload's certificate lives, in seconds: 24 h.
 pub const LEAF_LIFE_SECONDS: u64 = 24 * 3600;
+/// How long before the moment of its issue a workload's certificate begins to be valid, in seconds: what clocks may differ by.
+/// (The moment of issue is thus its `notBefore` plus this.)
+pub const LEAF_BACKDATE_SECONDS: u64 = 600;
 /// Domain of the cluster's Services.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 

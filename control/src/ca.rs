@@ -10,7 +10,9 @@
 //! The root lives long and has no name constraint: the same root signs the proxies' workload certificates. It never signs
 //! for names that somebody else chose: every certificate is built from our own parameters.
 
+pub mod authority;
 pub mod issue;
 pub mod keeper;
 pub mod resolver;
+pub mod signer;
 pub mod store;

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::serve::limits::Bounds;
 use clap::{Parser, ValueEnum};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -29,8 +30,8 @@ pub struct Flags {
     /// With --manifests: folder of the root and serving certificate. Default: a new root, in memory, with every start.
     #[arg(long, value_name = "DIR", requires = "manifests")]
     pub state_dir: Option<PathBuf>,
-    /// With --manifests: file of the tokens by which proxies prove who they are, a line `TOKEN NAMESPACE/POD` each. Without it
-    /// any local process may ask, and nobody else.
+    /// With --manifests: file of the tokens by which proxies prove who they are, a line `TOKEN NAMESPACE/POD[/SERVICEACCOUNT]`
+    /// each. Without it any local process may ask, and nobody else.
     #[arg(long, value_name = "FILE", requires = "manifests")]
     pub tokens: Option<PathBuf>,
     /// With --manifests: write the root certificate (PEM) that proxies must trust into this file.
@@ -60,6 +61,15 @@ pub struct Flags {
     /// Life of the serving certificate in seconds; it is renewed at two thirds of it.
     #[arg(long, default_value_t = crate::ca::issue::SERVING_LIFE.as_secs(), value_name = "SECONDS")]
     pub serving_life: u64,
+    /// Life of workload certificates in seconds; proxies renew them at half of it, and get no longer one.
+    #[arg(long, default_value_t = names::LEAF_LIFE_SECONDS, value_name = "SECONDS")]
+    pub leaf_life: u64,
+    /// Streams of proxies that one address may have open. Many proxies share one where pods are behind a gateway.
+    #[arg(long, default_value_t = Bounds::default().streams_per_address, value_name = "COUNT")]
+    pub max_streams_per_address: usize,
+    /// Streams of proxies that may be open in all.
+    #[arg(long, default_value_t = Bounds::default().streams, value_name = "COUNT")]
+    pub max_streams: usize,
     /// Seconds to go on serving after SIGTERM, not ready any more, until nobody calls us: load balancers take a moment.
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     pub shutdown_delay: u64,
@@ -120,6 +130,16 @@ impl Flags {
     /// Life of the serving certificate.
     pub fn serving_life(&self) -> Duration {
         Duration::from_secs(self.serving_life.max(1))
+    }
+
+    /// Longest life of a workload's certificate.
+    pub fn leaf_life(&self) -> Duration {
+        Duration::from_secs(self.leaf_life.max(1))
+    }
+
+    /// What one source may take.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { streams_per_address: self.max_streams_per_address, streams: self.max_streams, ..Bounds::default() }
     }
 
     /// Name of this replica, unique among them.

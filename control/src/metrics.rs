@@ -73,6 +73,24 @@ pub struct Refused {
     pub reason: &'static str,
 }
 
+/// Labels `result` and `reason` of a request for a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Certified {
+    result: &'static str,
+    /// One of a closed set of codes; empty with a certificate.
+    reason: &'static str,
+}
+
+impl Certified {
+    /// A certificate was issued.
+    pub const OK: Self = Self { result: "ok", reason: "" };
+
+    /// None was: refused (the caller's doing) or failed (ours).
+    pub fn not(refused: bool, reason: &'static str) -> Self {
+        Self { result: if refused { "refused" } else { "error" }, reason }
+    }
+}
+
 /// All metrics. Share it by `Arc`.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -98,6 +116,8 @@ pub struct Metrics {
     pub acks: Family<Ended, Counter>,
     /// Streams that were refused.
     pub refused: Family<Refused, Counter>,
+    /// Requests for workload certificates.
+    pub certificates: Family<Certified, Counter>,
     /// When the serving certificate in force ends.
     pub serving_expiry: Gauge,
     /// When the root ends.
@@ -145,6 +165,7 @@ impl Metrics {
         registry.register("weft_discovery_pushes", "Configurations sent to proxies", self.pushes.clone());
         registry.register("weft_discovery_acks", "What proxies answered to configurations", self.acks.clone());
         registry.register("weft_discovery_refused", "Streams of proxies that were refused", self.refused.clone());
+        registry.register("weft_certificates", "Requests for workload certificates", self.certificates.clone());
         registry.register(
             "weft_serving_certificate_expiry_timestamp_seconds",
             "When the serving certificate in force ends",

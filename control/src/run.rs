@@ -9,9 +9,11 @@
 //! ended so that they go to another replica. A second signal ends at once.
 
 use crate::admission::{Lookup, Observer};
+use crate::ca::authority::{Authority, system_clock};
 use crate::ca::issue::SERVING_LIFE;
 use crate::ca::keeper::{Keeper, Plan};
 use crate::ca::resolver::{Resolver, server_config};
+use crate::ca::signer::Signer;
 use crate::ca::store::Store;
 use crate::events::Events;
 use crate::flags::Flags;
@@ -21,7 +23,8 @@ use crate::metrics::Metrics;
 use crate::model::{Key, Kind};
 use crate::serve::auth::Authenticator;
 use crate::serve::health::{self, Health, Trust};
-use crate::serve::{discovery, tls};
+use crate::serve::limits::Limits;
+use crate::serve::{self, discovery, identity, tls};
 use crate::source::kube::{backoff, within};
 use crate::{events, keep, settings, source};
 use anyhow::Context as _;
@@ -160,24 +163,39 @@ impl Control {
         let lookup = Lookup::new(parts.index.clone(), parts.client.clone());
         let observer = Observer::new(news.clone());
         let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, &mut registry);
-        let service = discovery::Service {
+        let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
+        let limits = Arc::new(Limits::new(flags.bounds()));
+        let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules,
             auth: parts.auth.clone(),
+            trust: told.subscribe(),
+            limits: limits.clone(),
             metrics: metrics.clone(),
             end: end.clone(),
         };
+        let identity = identity::Service {
+            index: parts.index.clone(),
+            auth: parts.auth.clone(),
+            authority: authority.subscribe(),
+            trust: told.subscribe(),
+            limits,
+            metrics: metrics.clone(),
+            life: flags.leaf_life(),
+            clock: system_clock(),
+        };
+        tasks.spawn(crate::ca::authority::follow(authority.subscribe(), settings.clone(), told));
         let grace = Duration::from_secs(flags.shutdown_grace);
         let mut servers = JoinSet::new();
         let https = Arc::new(server_config(resolver.clone(), &[b"h2", b"http/1.1"]));
         servers.spawn(tls::serve(webhook, https, admission, end.clone(), grace));
         let h2 = Arc::new(server_config(resolver.clone(), &[b"h2"]));
-        servers.spawn(tls::serve(control, h2, service.router(), end.clone(), grace));
+        servers.spawn(tls::serve(control, h2, serve::proxies(discovery, identity), end.clone(), grace));
         let router = health::router(Arc::new(health), Arc::new(registry));
         tasks.spawn(serve_plain(monitor, router, health_end.clone()));
 
         // What is kept right.
-        let keep = Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust };
+        let keep = Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust, authority };
         tasks.spawn(keep.run(inbox));
         info!(webhook = %addresses.webhook, control = %addresses.control, metrics = %addresses.metrics, "listening");
         Ok(Self { addresses, flags, ending, stop_leading, election, end, servers, health_end, tasks })
@@ -372,11 +390,12 @@ struct Keep {
     metrics: Arc<Metrics>,
     resolver: Arc<Resolver>,
     trust: watch::Sender<Option<Arc<Trust>>>,
+    authority: watch::Sender<Option<Arc<Authority>>>,
 }
 
 impl Keep {
     async fn run(self, inbox: events::Inbox) {
-        let Self { flags, parts, settings, leader, news, metrics, resolver, trust } = self;
+        let Self { flags, parts, settings, leader, news, metrics, resolver, trust, authority } = self;
         let mut tasks = JoinSet::new();
         if let Some(client) = parts.client.clone() {
             let reporter = flags.identity();
@@ -389,6 +408,12 @@ impl Keep {
         }
         let keeper = Arc::new(Keeper::open(parts.store, plan, resolver, metrics.clone()).await);
         let bundle = keeper.trust_bundle().to_owned();
+        match Signer::new(&keeper.root().certificate, &keeper.root().key)
+            .and_then(|signer| Authority::new(Arc::new(signer), bundle.clone(), 0))
+        {
+            Ok(found) => drop(authority.send_replace(Some(Arc::new(found)))),
+            Err(error) => error!(%error, "no workload certificates are signed"),
+        }
         let name = format!("{}.{}.svc", flags.service, flags.namespace());
         trust.send_replace(Some(Arc::new(Trust { bundle: bundle.clone(), name })));
         if let Some(file) = &flags.trust_bundle_out {

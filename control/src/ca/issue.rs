@@ -52,16 +52,29 @@ fn unusable(reason: impl std::fmt::Display) -> CertError {
     CertError::Unusable(reason.to_string())
 }
 
-fn validity(params: &mut CertificateParams, now: SystemTime, life: Duration) {
+/// Gives a certificate that is made `now` its validity, and returns its end. A certificate carries whole seconds.
+pub(crate) fn set_validity(params: &mut CertificateParams, now: SystemTime, backdate: Duration, life: Duration) -> SystemTime {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    // A certificate carries whole seconds.
-    let seconds = Duration::from_secs(since.as_secs());
-    params.not_before = epoch + seconds.saturating_sub(BACKDATE);
-    params.not_after = epoch + seconds + life;
+    let begin = Duration::from_secs(since.as_secs()).saturating_sub(backdate);
+    let end = Duration::from_secs((since + life).as_secs());
+    params.not_before = epoch + begin;
+    params.not_after = epoch + end;
+    UNIX_EPOCH + end
 }
 
-fn serial() -> rcgen::SerialNumber {
+/// A time of a certificate that was read.
+pub(crate) fn system_time(time: x509_parser::time::ASN1Time) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
+}
+
+/// SHA-256 of a certificate.
+pub fn fingerprint(certificate: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+    digest.as_ref().try_into().unwrap_or_default()
+}
+
+pub(crate) fn serial() -> rcgen::SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
     // Positive, and of full length.
     bytes[0] = (bytes[0] & 0x7f) | 0x40;
@@ -75,7 +88,7 @@ fn serial() -> rcgen::SerialNumber {
 pub fn root(now: SystemTime) -> Result<Pair, CertError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
-    validity(&mut params, now, ROOT_LIFE);
+    set_validity(&mut params, now, BACKDATE, ROOT_LIFE);
     params.serial_number = Some(serial());
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Weft");
@@ -95,7 +108,7 @@ pub fn serving(root: &Pair, names: &[String], now: SystemTime, life: Duration) -
     let issuer = Issuer::from_ca_cert_pem(&root.certificate, KeyPair::from_pem(&root.key)?)?;
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(names.to_vec())?;
-    validity(&mut params, now, life);
+    set_validity(&mut params, now, BACKDATE, life);
     params.serial_number = Some(serial());
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "weft-control");
@@ -151,7 +164,6 @@ fn der(certificate: &str) -> Result<rustls_pki_types::CertificateDer<'static>, C
 pub fn facts(certificate: &str) -> Result<Facts, CertError> {
     let der = der(certificate)?;
     let (_, x509) = x509_parser::parse_x509_certificate(&der).map_err(|e| unusable(format!("no X.509 certificate: {e}")))?;
-    let time = |t: x509_parser::time::ASN1Time| UNIX_EPOCH + Duration::from_secs(u64::try_from(t.timestamp()).unwrap_or(0));
     let names = x509.subject_alternative_name().ok().flatten().map(|san| {
         let dns = san.value.general_names.iter().filter_map(|name| match name {
             x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
@@ -164,8 +176,8 @@ pub fn facts(certificate: &str) -> Result<Facts, CertError> {
         dns.collect()
     });
     Ok(Facts {
-        not_before: time(x509.validity().not_before),
-        not_after: time(x509.validity().not_after),
+        not_before: system_time(x509.validity().not_before),
+        not_after: system_time(x509.validity().not_after),
         names: names.unwrap_or_default(),
         is_ca: x509.is_ca(),
     })

@@ -5,6 +5,8 @@
 //! we could hand out a pod's configuration for, and is refused. Nothing is cached: a stream is opened once in a long while,
 //! and a token that was revoked must not live on here.
 //!
+//! What the token says of the service account is the workload's identity; see [`identity`](super::identity).
+//!
 //! Without a cluster: tokens of a file, or, where there is none, any process of this machine and nobody else.
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -30,6 +32,54 @@ pub struct Caller {
     pub namespace: Option<String>,
     /// Name of the pod; `None`: any.
     pub pod: Option<String>,
+    /// Name of the service account; `None`: that of the pod's manifest.
+    pub service_account: Option<String>,
+    /// `metadata.uid` of the pod, where the token has it.
+    pub pod_uid: Option<String>,
+}
+
+impl Caller {
+    /// Any pod: a local process without a cluster.
+    pub const ANY: Self = Self { namespace: None, pod: None, service_account: None, pod_uid: None };
+
+    /// Whether it may speak for a pod.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn agrees(&self, namespace: &str, pod: &str) -> Result<(), String> {
+        if pod.is_empty() || namespace.is_empty() {
+            return Err("the call names no pod".into());
+        }
+        for (what, proved, said) in [("namespace", &self.namespace, namespace), ("pod", &self.pod, pod)] {
+            if let Some(proved) = proved
+                && proved != said
+            {
+                return Err(format!("the token is that of {what} {proved}, and the call says {what} {said}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is the pod that is known by its name and not one before it: a token outlives its pod by up to its own life where
+    /// the API server has not noticed yet.
+    ///
+    /// # Errors
+    /// The token is of a pod that was deleted.
+    pub fn is_that(&self, known: Option<&crate::model::Pod>) -> Result<(), AuthError> {
+        match (&self.pod_uid, known) {
+            (Some(uid), Some(pod)) if !pod.uid.is_empty() && *uid != pod.uid => Err(AuthError::Refused(format!(
+                "it was made for a pod {}/{} that is gone; another one has its name now",
+                pod.namespace, pod.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The token of a call's `authorization: Bearer` metadata.
+pub fn bearer(metadata: &tonic::metadata::MetadataMap) -> Option<&str> {
+    let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then(|| token.trim())
 }
 
 /// A caller who was not let in.
@@ -79,7 +129,8 @@ impl Authenticator {
         Self::Reviews { client, permits: Arc::new(Semaphore::new(REVIEWS)) }
     }
 
-    /// By the tokens of a file: a line `TOKEN NAMESPACE/POD` each, `#` begins a comment.
+    /// By the tokens of a file: a line `TOKEN NAMESPACE/POD[/SERVICEACCOUNT]` each, `#` begins a comment. Without an account that of
+    /// the pod's manifest counts.
     ///
     /// # Errors
     /// The file can't be read, or a line is none.
@@ -91,12 +142,13 @@ impl Authenticator {
             if line.is_empty() {
                 continue;
             }
-            let parsed = line.split_once(char::is_whitespace).and_then(|(token, who)| Some((token, who.trim().split_once('/')?)));
-            let Some((token, (namespace, pod))) = parsed else {
+            let Some((token, caller)) = token_line(line) else {
                 // The line is not shown: it may hold a token.
-                anyhow::bail!("{} line {number}: expected `TOKEN NAMESPACE/POD`", file.display());
+                anyhow::bail!("{} line {number}: expected `TOKEN NAMESPACE/POD[/SERVICEACCOUNT]`", file.display());
             };
-            tokens.insert(token.to_owned(), Caller { namespace: Some(namespace.into()), pod: Some(pod.into()) });
+            if tokens.insert(token, caller).is_some() {
+                anyhow::bail!("{} line {number}: the token stands on an earlier line too", file.display());
+            }
         }
         Ok(Self::Tokens(Arc::new(tokens)))
     }
@@ -117,11 +169,27 @@ impl Authenticator {
                 tokens.get(token).cloned().ok_or_else(|| AuthError::Refused("it is not in the file of tokens".into()))
             }
             Self::Local => match peer {
-                Some(peer) if peer.ip().to_canonical().is_loopback() => Ok(Caller { namespace: None, pod: None }),
+                Some(peer) if peer.ip().to_canonical().is_loopback() => Ok(Caller::ANY),
                 _ => Err(AuthError::Refused("without --tokens only processes of this machine may ask".into())),
             },
         }
     }
+}
+
+fn token_line(line: &str) -> Option<(String, Caller)> {
+    let (token, who) = line.split_once(char::is_whitespace)?;
+    let mut parts = who.trim().split('/').map(str::trim);
+    let (namespace, pod, account) = (parts.next()?, parts.next()?, parts.next());
+    if parts.next().is_some() || [Some(namespace), Some(pod), account].into_iter().flatten().any(str::is_empty) {
+        return None;
+    }
+    let caller = Caller {
+        namespace: Some(namespace.into()),
+        pod: Some(pod.into()),
+        service_account: account.map(str::to_owned),
+        pod_uid: None,
+    };
+    Some((token.to_owned(), caller))
 }
 
 async fn review(client: &Client, token: &str) -> Result<Caller, AuthError> {
@@ -145,15 +213,20 @@ async fn review(client: &Client, token: &str) -> Result<Caller, AuthError> {
     let user = answer.user.unwrap_or_default();
     let username = user.username.unwrap_or_default();
     let account = username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    let Some((namespace, _)) = account else {
+    let Some((namespace, account)) = account else {
         return Err(AuthError::Refused(format!("{username:?} is no service account")));
     };
     let extra = user.extra.unwrap_or_default();
-    let pod = extra.get("authentication.kubernetes.io/pod-name").and_then(|values| values.first());
-    let Some(pod) = pod else {
+    let about = |key: &str| extra.get(key).and_then(|values| values.first()).cloned();
+    let Some(pod) = about("authentication.kubernetes.io/pod-name") else {
         return Err(AuthError::Refused("it is not bound to a pod; use the projected token that the webhook mounts".into()));
     };
-    Ok(Caller { namespace: Some(namespace.into()), pod: Some(pod.clone()) })
+    Ok(Caller {
+        namespace: Some(namespace.into()),
+        pod: Some(pod),
+        service_account: Some(account.into()),
+        pod_uid: about("authentication.kubernetes.io/pod-uid"),
+    })
 }
 
 #[cfg(test)]
@@ -164,16 +237,57 @@ mod tests {
     async fn tokens_of_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
-        std::fs::write(&file, "# mine\nsecret-1  default/go-app\n\nsecret-2 shop/cart # cart\n").unwrap();
+        std::fs::write(&file, "# mine\nsecret-1  default/go-app/web\n\nsecret-2 shop/cart # cart\n").unwrap();
         let auth = Authenticator::tokens(&file).unwrap();
         let peer = Some("10.0.0.1:1".parse().unwrap());
         let caller = auth.check(Some("secret-2"), peer).await.unwrap();
-        assert_eq!(caller, Caller { namespace: Some("shop".into()), pod: Some("cart".into()) });
+        assert_eq!(caller, Caller { namespace: Some("shop".into()), pod: Some("cart".into()), ..Caller::ANY });
+        let caller = auth.check(Some("secret-1"), peer).await.unwrap();
+        assert_eq!((caller.pod.as_deref(), caller.service_account.as_deref()), (Some("go-app"), Some("web")));
         assert_eq!(auth.check(None, peer).await.unwrap_err(), AuthError::NoToken);
         assert!(matches!(auth.check(Some("other"), peer).await, Err(AuthError::Refused(_))));
-        std::fs::write(&file, "hush-hush default").unwrap();
+        for bad in ["hush-hush default", "hush-hush a/b/c/d", "hush-hush a//c", "hush-hush a/b/", "hush-hush /b"] {
+            std::fs::write(&file, bad).unwrap();
+            let error = Authenticator::tokens(&file).err().unwrap().to_string();
+            assert!(error.contains("line 1") && !error.contains("hush"), "{error}");
+        }
+        std::fs::write(&file, "hush-hush a/b\nhush-hush a/c").unwrap();
         let error = Authenticator::tokens(&file).err().unwrap().to_string();
-        assert!(error.contains("line 1") && !error.contains("hush"), "{error}");
+        assert!(error.contains("line 2") && !error.contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn the_token_and_the_call_must_agree() {
+        let caller = Caller { namespace: Some("shop".into()), pod: Some("cart".into()), ..Caller::ANY };
+        assert!(caller.agrees("shop", "cart").is_ok());
+        assert!(caller.agrees("shop", "other").unwrap_err().contains("pod cart"));
+        assert!(caller.agrees("other", "cart").unwrap_err().contains("namespace shop"));
+        assert!(Caller::ANY.agrees("a", "b").is_ok());
+        assert!(Caller::ANY.agrees("", "b").is_err() && Caller::ANY.agrees("a", "").is_err());
+    }
+
+    #[test]
+    fn a_token_of_a_pod_that_was_replaced_is_refused() {
+        let pod = |uid: &str| crate::model::Pod { name: "cart".into(), uid: uid.into(), ..Default::default() };
+        let caller = Caller { pod_uid: Some("one".into()), ..Caller::ANY };
+        assert!(caller.is_that(Some(&pod("one"))).is_ok());
+        assert!(caller.is_that(None).is_ok(), "the watch may lag behind a new pod; the API server knows its token");
+        assert!(caller.is_that(Some(&pod(""))).is_ok(), "manifests have no uid");
+        assert!(caller.is_that(Some(&pod("two"))).unwrap_err().to_string().contains("gone"));
+    }
+
+    #[test]
+    fn bearer_tokens() {
+        let of = |value: &str| {
+            let mut metadata = tonic::metadata::MetadataMap::new();
+            metadata.insert("authorization", value.parse().unwrap());
+            bearer(&metadata).map(str::to_owned)
+        };
+        assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
+        for bad in ["Basic abc", "Bearer ", "abc"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
     }
 
     #[tokio::test]

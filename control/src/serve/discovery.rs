@@ -1,17 +1,19 @@
 //! The proxies' API, `weft.v1.Discovery`.
 //!
 //! One task per stream: it waits for a change of its pod's namespace (nothing else wakes it), compiles its pod's
-//! configuration, and sends it if it differs from what was sent last. A proxy that reads slowly is sent the latest state when it
+//! configuration, and sends it if it differs from what was sent last. Before that, and whenever it changes, it sends whom to trust. A proxy that reads slowly is sent the latest state when it
 //! has room, never a queue of old ones. What a proxy refuses is logged and counted; it keeps what it had.
 //!
 //! A pod that is not known (yet: the watch may lag behind a pod that has just started; any more: it is being deleted) is sent
 //! nothing and keeps what it had. A stream that ends is opened again by the proxy, with back-off.
 
-use super::auth::{AuthError, Authenticator, Caller};
+use super::auth::{AuthError, Authenticator};
+use super::limits::{Exceeded, Limits, Place};
 use super::tls::Peer;
 use crate::compile::{self, Mesh};
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics, Refused};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 use weft_api::wire::discovery_server::{Discovery, DiscoveryServer};
-use weft_api::wire::{ControlMessage, Hello, Inbound, ProxyMessage, control_message, proxy_message};
+use weft_api::wire::{ControlMessage, Hello, Inbound, ProxyMessage, TrustBundle, control_message, proxy_message};
 
 /// Time for the first message of a stream.
 const HELLO: Duration = Duration::from_secs(10);
@@ -35,6 +37,10 @@ pub struct Service {
     pub mesh: watch::Receiver<Arc<Mesh>>,
     /// How callers are checked.
     pub auth: Authenticator,
+    /// What proxies are told to trust.
+    pub trust: watch::Receiver<Option<Arc<TrustBundle>>>,
+    /// What one source may take.
+    pub limits: Arc<Limits>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The end: streams are ended so that proxies go elsewhere.
@@ -42,10 +48,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service as an axum router.
-    pub fn router(self) -> axum::Router {
-        let service = DiscoveryServer::new(self).max_decoding_message_size(MESSAGE);
-        tonic::service::Routes::new(service).prepare().into_axum_router()
+    /// The service as a gRPC server.
+    pub fn server(self) -> DiscoveryServer<Self> {
+        DiscoveryServer::new(self).max_decoding_message_size(MESSAGE)
     }
 
     fn refuse(&self, reason: &'static str, status: Status) -> Status {
@@ -61,7 +66,10 @@ impl Discovery for Service {
 
     async fn attach(&self, request: Request<Streaming<ProxyMessage>>) -> Result<Response<Self::AttachStream>, Status> {
         let peer = request.extensions().get::<Peer>().map(|p| p.0);
-        let token = request.metadata().get("authorization").and_then(|v| v.to_str().ok()).and_then(bearer).map(str::to_owned);
+        let exhausted = |limit: Exceeded| self.refuse(limit.code(), Status::resource_exhausted(limit.to_string()));
+        let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+        let mut place = self.limits.stream(address).map_err(exhausted)?;
+        let token = super::auth::bearer(request.metadata()).map(str::to_owned);
         let caller = self.auth.check(token.as_deref(), peer).await.map_err(|error| {
             let status = match &error {
                 AuthError::NoToken | AuthError::Refused(_) => Status::unauthenticated(error.to_string()),
@@ -77,42 +85,33 @@ impl Discovery for Service {
             },
             Err(_) => return Err(self.refuse("no-hello", Status::deadline_exceeded("no Hello came"))),
         };
-        agree(&caller, &hello).map_err(|message| self.refuse("not-its-pod", Status::permission_denied(message)))?;
+        caller
+            .agrees(&hello.namespace, &hello.pod)
+            .map_err(|message| self.refuse("not-its-pod", Status::permission_denied(message)))?;
+        let known = self.index.view(&hello.namespace).and_then(|view| view.pods.get(&hello.pod).cloned());
+        caller
+            .is_that(known.as_deref())
+            .map_err(|error| self.refuse(error.code(), Status::unauthenticated(error.to_string())))?;
+        place.of_pod((hello.namespace.clone(), hello.pod.clone())).map_err(exhausted)?;
         info!(pod = %hello.pod, namespace = %hello.namespace, version = %hello.version, "proxy connected");
         let (sender, receiver) = mpsc::channel(1);
         let stream = Stream {
             view: self.index.subscribe(&hello.namespace),
             synced: self.index.synced(),
             mesh: self.mesh.clone(),
+            trust: self.trust.clone(),
+            _place: place,
             metrics: self.metrics.clone(),
             end: self.end.clone(),
             hello,
             sender,
             version: 0,
             sent: None,
+            trusted: None,
         };
         tokio::spawn(stream.run(messages));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
-}
-
-fn bearer(header: &str) -> Option<&str> {
-    let (scheme, token) = header.split_once(' ')?;
-    (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then(|| token.trim())
-}
-
-fn agree(caller: &Caller, hello: &Hello) -> Result<(), String> {
-    if hello.pod.is_empty() || hello.namespace.is_empty() {
-        return Err("the Hello names no pod".into());
-    }
-    for (what, proved, said) in [("namespace", &caller.namespace, &hello.namespace), ("pod", &caller.pod, &hello.pod)] {
-        if let Some(proved) = proved
-            && proved != said
-        {
-            return Err(format!("the token is that of {what} {proved}, and the Hello says {what} {said}"));
-        }
-    }
-    Ok(())
 }
 
 struct Stream {
@@ -120,11 +119,15 @@ struct Stream {
     view: watch::Receiver<Arc<crate::index::View>>,
     synced: watch::Receiver<bool>,
     mesh: watch::Receiver<Arc<Mesh>>,
+    trust: watch::Receiver<Option<Arc<TrustBundle>>>,
+    /// Given back with the stream.
+    _place: Place,
     metrics: Arc<Metrics>,
     end: CancellationToken,
     sender: mpsc::Sender<Result<ControlMessage, Status>>,
     version: u64,
     sent: Option<Inbound>,
+    trusted: Option<Arc<TrustBundle>>,
 }
 
 impl Stream {
@@ -140,7 +143,7 @@ impl Stream {
         let sender = self.sender.clone();
         let mut due = true;
         loop {
-            let ready = due && *self.synced.borrow();
+            let synced = *self.synced.borrow();
             tokio::select! {
                 biased;
                 () = end.cancelled() => {
@@ -152,11 +155,12 @@ impl Stream {
                     Ok(Some(message)) => if !self.answered(message) { return },
                     Ok(None) | Err(_) => return,
                 },
-                permit = sender.reserve(), if ready => {
+                permit = sender.reserve(), if due => {
                     let Ok(permit) = permit else { return };
-                    due = false;
-                    if let Some(message) = self.next() {
-                        permit.send(Ok(message));
+                    match self.next() {
+                        // Something may be left to say.
+                        Some(message) => permit.send(Ok(message)),
+                        None => due = false,
                     }
                 }
                 changed = self.view.changed() => {
@@ -167,16 +171,30 @@ impl Stream {
                     if changed.is_err() { return }
                     due = true;
                 }
-                changed = self.synced.changed(), if !ready => {
+                changed = self.trust.changed() => {
                     if changed.is_err() { return }
+                    due = true;
+                }
+                changed = self.synced.changed(), if !synced => {
+                    if changed.is_err() { return }
+                    due = true;
                 }
                 () = sender.closed() => return,
             }
         }
     }
 
-    /// The configuration that holds now, if it is not what was sent last.
+    /// What is to be said next: whom to trust before all else, then the configuration that holds now, each if it is not what was sent
+    /// last.
     fn next(&mut self) -> Option<ControlMessage> {
+        let trust = self.trust.borrow_and_update().clone();
+        if let Some(bundle) = trust.filter(|bundle| self.trusted.as_ref() != Some(bundle)) {
+            self.trusted = Some(bundle.clone());
+            return Some(self.message(control_message::Kind::Trust(TrustBundle::clone(&bundle))));
+        }
+        if !*self.synced.borrow() {
+            return None;
+        }
         let view = self.view.borrow_and_update().clone();
         let mesh = self.mesh.borrow_and_update().clone();
         let pod = view.pods.get(&self.hello.pod)?;
@@ -184,10 +202,14 @@ impl Stream {
         if self.sent.as_ref() == Some(&inbound) {
             return None;
         }
-        self.version += 1;
         self.sent = Some(inbound.clone());
+        Some(self.message(control_message::Kind::Inbound(inbound)))
+    }
+
+    fn message(&mut self, kind: control_message::Kind) -> ControlMessage {
+        self.version += 1;
         self.metrics.pushes.inc();
-        Some(ControlMessage { version: self.version, kind: Some(control_message::Kind::Inbound(inbound)) })
+        ControlMessage { version: self.version, kind: Some(kind) }
     }
 
     /// Notes a message of the proxy. `false`: the stream makes no sense any more.
@@ -212,31 +234,5 @@ impl Stream {
             // A newer proxy may say what we don't know yet.
             Some(proxy_message::Kind::Watch(_) | proxy_message::Kind::Unwatch(_) | proxy_message::Kind::Report(_)) | None => true,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_token_and_the_hello_must_agree() {
-        let hello = |namespace: &str, pod: &str| Hello { namespace: namespace.into(), pod: pod.into(), ..Hello::default() };
-        let caller = Caller { namespace: Some("shop".into()), pod: Some("cart".into()) };
-        assert!(agree(&caller, &hello("shop", "cart")).is_ok());
-        assert!(agree(&caller, &hello("shop", "other")).unwrap_err().contains("pod cart"));
-        assert!(agree(&caller, &hello("other", "cart")).unwrap_err().contains("namespace shop"));
-        let anyone = Caller { namespace: None, pod: None };
-        assert!(agree(&anyone, &hello("a", "b")).is_ok());
-        assert!(agree(&anyone, &hello("", "b")).is_err());
-    }
-
-    #[test]
-    fn bearer_tokens() {
-        assert_eq!(bearer("Bearer abc"), Some("abc"));
-        assert_eq!(bearer("bearer  abc "), Some("abc"));
-        assert_eq!(bearer("Basic abc"), None);
-        assert_eq!(bearer("Bearer "), None);
-        assert_eq!(bearer("abc"), None);
     }
 }

@@ -22,13 +22,23 @@ struct Change {
     object: Value,
 }
 
+/// A token of a service account, perhaps bound to a pod.
+#[derive(Clone)]
+struct Token {
+    namespace: String,
+    account: String,
+    pod: Option<String>,
+    uid: Option<String>,
+    audience: String,
+}
+
 #[derive(Default)]
 struct Inner {
     version: u64,
     objects: BTreeMap<(String, String, String), Value>,
     changes: Vec<Change>,
     requests: Vec<String>,
-    tokens: HashMap<String, (String, String, Option<String>)>,
+    tokens: HashMap<String, Token>,
     forgotten: u64,
 }
 
@@ -105,8 +115,33 @@ impl FakeApi {
     }
 
     pub(crate) fn token(&self, token: &str, namespace: &str, account: &str, pod: Option<&str>) {
-        let who = (namespace.to_owned(), account.to_owned(), pod.map(str::to_owned));
-        self.inner.lock().unwrap().tokens.insert(token.into(), who);
+        self.insert_token(token, namespace, account, pod, None, "weft");
+    }
+
+    /// A token that is bound to one pod of that name, and not to another.
+    pub(crate) fn bound_token(&self, token: &str, namespace: &str, account: &str, pod: &str, uid: &str) {
+        self.insert_token(token, namespace, account, Some(pod), Some(uid), "weft");
+    }
+
+    /// A token that is meant for somebody else.
+    pub(crate) fn foreign_token(&self, token: &str, namespace: &str, account: &str, pod: &str, audience: &str) {
+        self.insert_token(token, namespace, account, Some(pod), None, audience);
+    }
+
+    fn insert_token(&self, token: &str, namespace: &str, account: &str, pod: Option<&str>, uid: Option<&str>, audience: &str) {
+        let known = Token {
+            namespace: namespace.into(),
+            account: account.into(),
+            pod: pod.map(str::to_owned),
+            uid: uid.map(str::to_owned),
+            audience: audience.into(),
+        };
+        self.inner.lock().unwrap().tokens.insert(token.into(), known);
+    }
+
+    /// The API server knows a token no more: it has expired, or its pod was deleted.
+    pub(crate) fn expire_token(&self, token: &str) {
+        self.inner.lock().unwrap().tokens.remove(token);
     }
 
     pub(crate) fn requests(&self, containing: &str) -> usize {
@@ -259,13 +294,21 @@ fn create(api: &FakeApi, resource: &str, namespace: &str, object: Value) -> Resp
         let token = object["spec"]["token"].as_str().unwrap_or_default();
         let known = api.inner.lock().unwrap().tokens.get(token).cloned();
         let answer = match known {
-            None => json!({"authenticated": false, "error": "invalid bearer token"}),
-            Some((namespace, account, pod)) => {
+            None => json!({"authenticated": false, "error": "[invalid bearer token, token has expired]"}),
+            // As Kubernetes does: a token of which no audience is asked for is not authenticated.
+            Some(known) if !object["spec"]["audiences"].as_array().is_some_and(|a| a.contains(&json!(known.audience))) => {
+                json!({"authenticated": false, "error": format!("[invalid bearer token, token audiences [{:?}] is invalid for the target \
+                    audiences {}]", known.audience, object["spec"]["audiences"])})
+            }
+            Some(Token { namespace, account, pod, uid, audience }) => {
                 let mut extra = json!({});
                 if let Some(pod) = pod {
                     extra["authentication.kubernetes.io/pod-name"] = json!([pod]);
                 }
-                json!({"authenticated": true, "audiences": object["spec"]["audiences"],
+                if let Some(uid) = uid {
+                    extra["authentication.kubernetes.io/pod-uid"] = json!([uid]);
+                }
+                json!({"authenticated": true, "audiences": [audience],
                     "user": {"username": format!("system:serviceaccount:{namespace}:{account}"), "extra": extra}})
             }
         };

@@ -64,23 +64,23 @@ pub(crate) fn bundle(api: &FakeApi) -> String {
     String::from_utf8(data).unwrap()
 }
 
-async fn channel(address: std::net::SocketAddr, bundle: &str) -> Channel {
+pub(crate) async fn channel(address: std::net::SocketAddr, bundle: &str) -> Channel {
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(bundle)).domain_name(SAN);
     let endpoint = Channel::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
     endpoint.connect().await.unwrap()
 }
 
-struct Proxy {
+pub(crate) struct Proxy {
     send: mpsc::Sender<ProxyMessage>,
     stream: Streaming<ControlMessage>,
 }
 
-fn hello(namespace: &str, pod: &str) -> ProxyMessage {
+pub(crate) fn hello(namespace: &str, pod: &str) -> ProxyMessage {
     let hello = Hello { namespace: namespace.into(), pod: pod.into(), version: "test".into(), ..Hello::default() };
     ProxyMessage { kind: Some(proxy_message::Kind::Hello(hello)) }
 }
 
-async fn attach(channel: &Channel, token: Option<&str>, first: ProxyMessage) -> Result<Proxy, Status> {
+pub(crate) async fn attach(channel: &Channel, token: Option<&str>, first: ProxyMessage) -> Result<Proxy, Status> {
     let (send, receive) = mpsc::channel(8);
     send.send(first).await.unwrap();
     let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(receive));
@@ -92,14 +92,22 @@ async fn attach(channel: &Channel, token: Option<&str>, first: ProxyMessage) -> 
 }
 
 impl Proxy {
-    async fn next(&mut self) -> (u64, Inbound) {
+    pub(crate) async fn message(&mut self) -> (u64, control_message::Kind) {
         let message = tokio::time::timeout(Duration::from_secs(5), self.stream.message()).await.expect("a message in time");
         let message = message.unwrap().expect("the stream goes on");
-        let Some(control_message::Kind::Inbound(inbound)) = message.kind else { panic!("{message:?}") };
-        (message.version, inbound)
+        (message.version, message.kind.unwrap())
     }
 
-    async fn silent(&mut self, time: Duration) {
+    /// The next configuration.
+    async fn next(&mut self) -> (u64, Inbound) {
+        loop {
+            if let (version, control_message::Kind::Inbound(inbound)) = self.message().await {
+                return (version, inbound);
+            }
+        }
+    }
+
+    pub(crate) async fn silent(&mut self, time: Duration) {
         if let Ok(message) = tokio::time::timeout(time, self.stream.message()).await {
             panic!("unexpected: {message:?}");
         }
@@ -111,7 +119,7 @@ impl Proxy {
     }
 }
 
-fn pod(namespace: &str, name: &str, app: &str) -> Value {
+pub(crate) fn pod(namespace: &str, name: &str, app: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
         "spec": {"serviceAccountName": "cart", "containers": [{"name": "app", "ports": [{"name": "web", "containerPort": 8080}]}]}})
 }
@@ -134,7 +142,7 @@ async fn a_proxy_is_told_its_ports_and_their_changes() {
     let mut proxy = attach(&channel, Some("good"), hello("shop", "cart-1")).await.unwrap();
 
     let (version, inbound) = proxy.next().await;
-    assert_eq!(version, 1);
+    assert_eq!(version, 2, "after whom to trust");
     let workload = inbound.workload.clone().unwrap();
     assert_eq!((workload.service_account.as_str(), workload.app.as_str(), workload.kind.as_str()), ("cart", "cart", "Pod"));
     let [port] = &inbound.ports[..] else { panic!("{inbound:?}") };
@@ -149,7 +157,7 @@ async fn a_proxy_is_told_its_ports_and_their_changes() {
 
     api.put("api/v1/services", service("shop", "cart", "cart", "tcp-x"));
     let (version, inbound) = proxy.next().await;
-    assert_eq!((version, inbound.ports[0].protocol()), (2, Protocol::Tcp));
+    assert_eq!((version, inbound.ports[0].protocol()), (3, Protocol::Tcp));
     proxy.ack(version, "cannot listen").await;
     eventually("the refusal is counted", || {
         let text = metrics(control.addresses.metrics);
@@ -169,7 +177,7 @@ async fn a_proxy_is_told_its_ports_and_their_changes() {
     api.put("api/v1/pods", pod("shop", "cart-1", "cart"));
     std::fs::write(dir.path().join("config.yaml"), "cluster: berlin\n").unwrap();
     let (version, inbound) = proxy.next().await;
-    assert_eq!((version, inbound.workload.unwrap().cluster.as_str()), (3, "berlin"));
+    assert_eq!((version, inbound.workload.unwrap().cluster.as_str()), (4, "berlin"));
 
     let ending = tokio::spawn(control.shutdown());
     let end = tokio::time::timeout(Duration::from_secs(5), proxy.stream.message()).await.unwrap();
@@ -178,7 +186,7 @@ async fn a_proxy_is_told_its_ports_and_their_changes() {
     tokio::time::timeout(Duration::from_secs(10), ending).await.unwrap().unwrap();
 }
 
-fn metrics(address: std::net::SocketAddr) -> String {
+pub(crate) fn metrics(address: std::net::SocketAddr) -> String {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

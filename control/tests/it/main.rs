@@ -5,6 +5,7 @@ mod authority;
 mod common;
 mod discovery;
 mod election;
+mod identity;
 mod keepers;
 mod lookup;
 mod process;
