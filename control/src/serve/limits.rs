@@ -254,7 +254,7 @@ mod tests {
             Exceeded::AddressStreams(3),
             "the same address"
         );
-        let _others = [limits.stream(ip(2)).unwrap(), limits.stream(ip(3)).unwrap()];
+        let others = [limits.stream(ip(2)).unwrap(), limits.stream(ip(3)).unwrap()];
         assert_eq!(limits.stream(ip(4)).unwrap_err(), Exceeded::Streams(5));
         places[0].of_pod(pod("a")).unwrap();
         places[1].of_pod(pod("a")).unwrap();
@@ -263,7 +263,7 @@ mod tests {
         places.remove(0);
         let mut again = limits.stream(ip(1)).unwrap();
         again.of_pod(pod("a")).unwrap();
-        drop((places, again, _others));
+        drop((places, again, others));
         let state = limits.lock();
         assert!(state.streams == 0 && state.addresses.is_empty() && state.pods.is_empty(), "{state:?}");
     }
