@@ -41,5 +41,7 @@ pub const OUTBOUND_PORT: &str = "WEFT_OUTBOUND_PORT";
 pub const INBOUND_PORT: &str = "WEFT_INBOUND_PORT";
 /// Admin port, default 15020.
 pub const ADMIN_PORT: &str = "WEFT_ADMIN_PORT";
+/// `true`: the redirection captures DNS, and the proxy answers it on port 15053. Default `false`.
+pub const DNS_CAPTURE: &str = "WEFT_DNS_CAPTURE";
 /// `redirect` (default) or `tproxy`.
 pub const MODE: &str = "WEFT_MODE";

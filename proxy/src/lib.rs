@@ -15,6 +15,7 @@ pub mod conn;
 pub mod connection;
 pub mod detect;
 pub mod discovery;
+pub mod dns;
 pub mod drain;
 pub mod http;
 pub mod inbound;

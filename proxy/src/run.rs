@@ -117,6 +117,9 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(dns) = &settings.dns {
+        crate::dns::start(dns, crate::dns::open(dns)?, Arc::clone(&metrics.dns))?;
+    }
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (quit, quitting) = watch::channel(false);
@@ -256,6 +259,7 @@ fn app_listens(settings: &Settings) -> bool {
         .iter()
         .map(|l| l.address.port())
         .chain(settings.admin.iter().map(std::net::SocketAddr::port))
+        .chain(settings.dns.iter().flat_map(|dns| &dns.listen).map(std::net::SocketAddr::port))
         .collect();
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
     tables.iter().flat_map(|table| sys::listening_ports(table)).any(|port| !own.contains(&port))

@@ -165,6 +165,8 @@ pub struct Settings {
     pub log: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Where the app's DNS queries are answered, if they are captured.
+    pub dns: Option<crate::dns::Settings>,
     /// Whether connections are taken on behalf of a pod: the proxy then outlives the app's listening sockets.
     pub in_pod: bool,
 }
@@ -189,6 +191,7 @@ impl Default for Settings {
             app_metrics: None,
             log: LOG.into(),
             log_format: LogFormat::default(),
+            dns: None,
             in_pod: false,
         }
     }

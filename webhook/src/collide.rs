@@ -82,9 +82,6 @@ pub(crate) fn warnings(pod: &Value, namespace: Option<&NamespaceFacts>, cluster:
             }
         }
     }
-    if options.dns_capture {
-        found.push("DNS capture is on, but this version's proxy does not answer DNS: names will not resolve in the pod".into());
-    }
     if pod.pointer("/spec/hostPID").and_then(Value::as_bool) == Some(true) {
         found.push("hostPID lets the app see and trace its proxy".into());
     }

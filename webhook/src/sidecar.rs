@@ -220,6 +220,9 @@ fn proxy_env(options: &Options, settings: &Settings, facts: &PodFacts<'_>) -> Ve
     if options.mode != Mode::Redirect {
         all.push(value(env::MODE, options.mode.as_str().into()));
     }
+    if options.dns_capture {
+        all.push(value(env::DNS_CAPTURE, "true".into()));
+    }
     if !facts.probes.is_empty() {
         all.push(value(env::PROBES, probes_json(facts.probes)));
     }

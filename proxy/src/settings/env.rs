@@ -58,6 +58,15 @@ pub fn read(get: impl Fn(&str) -> Option<String>, quota: Option<usize>) -> Resul
         root: names::TRUST_BUNDLE_PATH.into(),
         token: names::TOKEN_PATH.into(),
     });
+    settings.dns = match get(env::DNS_CAPTURE).as_deref() {
+        None | Some("false") => None,
+        // Loopback only: a datagram's answer has to come from the address that the query was redirected to.
+        Some("true") => Some(crate::dns::Settings {
+            listen: vec![(Ipv4Addr::LOCALHOST, names::DNS_PORT).into(), (Ipv6Addr::LOCALHOST, names::DNS_PORT).into()],
+            resolvers: Vec::new(),
+        }),
+        Some(other) => return Err(Invalid(format!("{}: {other:?} is neither true nor false", env::DNS_CAPTURE))),
+    };
     settings.opaque_ports = parse_ports(env::OPAQUE_PORTS, &text(env::OPAQUE_PORTS))?;
     if let Some(json) = get(env::PROBES) {
         settings.probes = serde_json::from_str(&json).map_err(|e| Invalid(format!("{}: {e}", env::PROBES)))?;
@@ -120,6 +129,7 @@ mod tests {
             (env::CPU_LIMIT_MILLIS, "1500"),
             (env::DRAIN_SECONDS, "7"),
             (env::MODE, "tproxy"),
+            (env::DNS_CAPTURE, "true"),
         ])
         .unwrap();
         assert_eq!(settings.identity.addresses.len(), 2);
@@ -130,6 +140,7 @@ mod tests {
         assert_eq!(settings.workers, 2);
         assert_eq!(settings.timeouts.drain, Duration::from_secs(7));
         assert_eq!(settings.mode, Mode::Tproxy);
+        assert_eq!(settings.dns.unwrap().listen, ["127.0.0.1:15053".parse().unwrap(), "[::1]:15053".parse().unwrap()]);
     }
 
     #[test]
@@ -137,6 +148,7 @@ mod tests {
         for (name, value) in [
             (env::POD_IPS, "10.0.0"),
             (env::MODE, "magic"),
+            (env::DNS_CAPTURE, "perhaps"),
             (env::INBOUND_PORT, "70000"),
             (env::PROBES, "{"),
             (env::WORKERS, "-1"),

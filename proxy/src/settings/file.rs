@@ -22,6 +22,7 @@ struct File {
     control: Option<FileControl>,
     probes: Probes,
     app_metrics: Option<AppMetrics>,
+    dns: Option<FileDns>,
     timeouts: BTreeMap<String, String>,
     log: Option<String>,
     log_format: LogFormat,
@@ -54,6 +55,14 @@ struct FileControl {
     address: String,
     root: PathBuf,
     token: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FileDns {
+    listen: Vec<SocketAddr>,
+    #[serde(default)]
+    resolvers: Vec<SocketAddr>,
 }
 
 /// Reads the settings from YAML; `quota` is the number of CPUs that the cgroup grants.
@@ -118,6 +127,12 @@ pub fn read(yaml: &str, quota: Option<usize>) -> Result<Settings, Invalid> {
     settings.control = file.control.map(|c| super::Control { address: c.address, root: c.root, token: c.token });
     settings.probes = file.probes;
     settings.app_metrics = file.app_metrics;
+    settings.dns = file.dns.map(|dns| crate::dns::Settings { listen: dns.listen, resolvers: dns.resolvers });
+    if let Some(dns) = &settings.dns
+        && let Some(same) = dns.resolvers.iter().find(|resolver| dns.listen.contains(resolver))
+    {
+        return Err(Invalid(format!("dns.resolvers: {same} is where the proxy itself listens, a loop")));
+    }
     settings.log = file.log.unwrap_or(settings.log);
     settings.log_format = file.log_format;
     Ok(settings)
@@ -137,6 +152,7 @@ mod tests {
         assert_eq!(settings.listeners[0].protocol, Protocol::Http1);
         assert_eq!(settings.timeouts.connect, Duration::from_secs(5));
         assert_eq!(settings.ports, [(8080, Protocol::Http)]);
+        assert_eq!(settings.dns.unwrap().resolvers.len(), 1);
     }
 
     #[test]
@@ -153,6 +169,7 @@ mod tests {
             (&format!("{listener}opaquePorts: '0'"), "opaquePorts"),
             ("listeners: [{address: 127.0.0.1:1, direction: outbound, upstream: 127.0.0.1:1}]", "loop"),
             ("listeners: [{address: 127.0.0.1:1, direction: sideways}]", "sideways"),
+            (&format!("{listener}dns: {{listen: ['127.0.0.1:53'], resolvers: ['127.0.0.1:53']}}"), "dns.resolvers"),
         ] {
             let error = read(yaml, None).unwrap_err().0;
             assert!(error.contains(word), "{yaml}: {error}");

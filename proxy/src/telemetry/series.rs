@@ -107,6 +107,8 @@ pub struct Metrics {
     pub control_connected: Gauge,
     /// Version of the configuration in force.
     pub config_version: Gauge,
+    /// Captured DNS.
+    pub dns: Arc<crate::dns::Metrics>,
     in_use: Mutex<HashMap<(bool, Labels), Use>>,
     generation: AtomicU64,
     started: Instant,
@@ -134,6 +136,7 @@ impl Metrics {
             connect_failures: Counter::default(),
             control_connected: Gauge::default(),
             config_version: Gauge::default(),
+            dns: Arc::default(),
             in_use: Mutex::default(),
             generation: AtomicU64::new(0),
             started: Instant::now(),
@@ -154,6 +157,7 @@ impl Metrics {
         own.register("connect_failures", "Connections to destinations that could not be made", metrics.connect_failures.clone());
         own.register("control_connected", "Whether the stream to the control plane stands", metrics.control_connected.clone());
         own.register("config_version", "Version of the configuration in force", metrics.config_version.clone());
+        metrics.dns.register(&mut registry);
         metrics.registry = registry;
         metrics
     }

@@ -355,9 +355,15 @@ fn without_a_native_sidecar_init_containers_keep_their_probes() {
 }
 
 #[test]
-fn what_would_break_the_pod_is_said() {
+fn dns_capture_reaches_both_the_rules_and_the_proxy() {
     let mut pod = app();
     pod["metadata"]["annotations"] = json!({"weft.mesh/dns-capture": "true"});
-    let warnings = inject(&pod, context(&Settings::default())).unwrap().warnings;
-    assert!(warnings.iter().any(|w| w.contains("DNS")), "{warnings:?}");
+    for (pod, on) in [(app(), false), (pod, true)] {
+        let injection = inject(&pod, context(&Settings::default())).unwrap();
+        let env = find(&injection.pod, "weft-proxy")["env"].as_array().unwrap();
+        assert_eq!(env.contains(&json!({"name": "WEFT_DNS_CAPTURE", "value": "true"})), on);
+        let args = find(&injection.pod, "weft-init")["args"].as_array().unwrap();
+        assert_eq!(args.contains(&json!("--dns-capture=true")), on);
+        assert!(!injection.warnings.iter().any(|w| w.contains("DNS")), "{:?}", injection.warnings);
+    }
 }
