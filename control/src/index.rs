@@ -1,8 +1,10 @@
 //! What is known about the cluster, as immutable snapshots.
 //!
-//! All that the control plane computes for a pod depends on objects of the pod's own namespace, so the unit of a snapshot is
+//! What the control plane computes for a pod depends on objects of the pod's own namespace, so the unit of a snapshot is
 //! the namespace: a [`View`] is immutable, cheap to share, and replaced as a whole. Whoever serves a pod subscribes to its
-//! namespace alone; a change elsewhere does not wake it.
+//! namespace alone; a change elsewhere does not wake it. Apps talk across namespaces, by address: a table leads from each address
+//! to the Service or pod that has it ([`Index::at`]), and whoever follows addresses is told which of them, and which namespaces,
+//! a publication has changed ([`Index::take_changes`]).
 //!
 //! Invariants:
 //! - Writers ([`Index::apply`], …) change the working state at once; admission ([`Index::namespace`]) reads it at once.
@@ -14,6 +16,7 @@
 
 use crate::model::{EndpointSlice, Key, Kind, Namespace, Object, Owned, Pod, Service, Webhook};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -121,6 +124,41 @@ impl View {
     }
 }
 
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq)]
+pub enum At {
+    /// It is a cluster IP of this Service.
+    Service(Arc<Service>),
+    /// It is this pod's own.
+    Pod(Arc<Pod>),
+}
+
+/// What publications have changed since somebody last looked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Namespaces of which anything changed.
+    pub namespaces: BTreeSet<String>,
+    /// Addresses that somebody got or lost.
+    pub addresses: HashSet<IpAddr>,
+}
+
+/// Who claims an address; several do for a moment when pods come and go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    kind: Kind,
+    key: Key,
+}
+
+/// The addresses that an object has for itself alone. A pod that has ended has given its address back, and one in the host's network
+/// has the node's.
+fn addresses(object: &Object) -> &[IpAddr] {
+    match object {
+        Object::Service(service) => &service.cluster_ips,
+        Object::Pod(pod) if !pod.finished && !pod.host_network => &pod.addresses,
+        _ => &[],
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     namespaces: HashMap<String, Arc<View>>,
@@ -129,6 +167,9 @@ struct State {
     webhooks_dirty: bool,
     listed: HashSet<Kind>,
     subscribers: HashMap<String, watch::Sender<Arc<View>>>,
+    claims: HashMap<IpAddr, Vec<Claim>>,
+    moved: HashSet<IpAddr>,
+    changes: Changes,
 }
 
 impl State {
@@ -154,8 +195,63 @@ impl State {
         if self.namespaces.get(&key.namespace).is_some_and(|view| view.contains(&object)) {
             return false;
         }
+        let kind = object.kind();
+        if matches!(kind, Kind::Service | Kind::Pod) {
+            let old = self.addresses_of(kind, &key);
+            self.claim(kind, &key, &old, addresses(&object));
+        }
         self.edit(&key.namespace, |view| view.put(object));
         true
+    }
+
+    fn addresses_of(&self, kind: Kind, key: &Key) -> Vec<IpAddr> {
+        let Some(view) = self.namespaces.get(&key.namespace) else { return Vec::new() };
+        match kind {
+            Kind::Service => view.services.get(&key.name).map(|s| s.cluster_ips.clone()).unwrap_or_default(),
+            Kind::Pod => view
+                .pods
+                .get(&key.name)
+                .filter(|p| !p.finished && !p.host_network)
+                .map(|p| p.addresses.clone())
+                .unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes addresses from an object and gives it others.
+    fn claim(&mut self, kind: Kind, key: &Key, old: &[IpAddr], new: &[IpAddr]) {
+        for ip in old.iter().filter(|ip| !new.contains(ip)) {
+            if let Some(claims) = self.claims.get_mut(ip) {
+                claims.retain(|claim| claim.kind != kind || claim.key != *key);
+                if claims.is_empty() {
+                    self.claims.remove(ip);
+                }
+            }
+            self.moved.insert(*ip);
+        }
+        for ip in new.iter().filter(|ip| !old.contains(ip)) {
+            self.claims.entry(*ip).or_default().push(Claim { kind, key: key.clone() });
+            self.moved.insert(*ip);
+        }
+    }
+
+    fn at(&self, ip: IpAddr) -> Option<(At, Arc<View>)> {
+        let mut newest: Option<(Arc<Pod>, Arc<View>)> = None;
+        for claim in self.claims.get(&ip)? {
+            let Some(view) = self.namespaces.get(&claim.key.namespace) else { continue };
+            if claim.kind == Kind::Service {
+                if let Some(service) = view.services.get(&claim.key.name) {
+                    return Some((At::Service(service.clone()), view.clone()));
+                }
+            } else if let Some(pod) = view.pods.get(&claim.key.name) {
+                // While one pod goes and another gets its address, the one that stays counts, then the newest.
+                let rank = |p: &Pod| (!p.terminating, p.created.clone(), p.uid.clone());
+                if newest.as_ref().is_none_or(|(known, _)| rank(known) < rank(pod)) {
+                    newest = Some((pod.clone(), view.clone()));
+                }
+            }
+        }
+        newest.map(|(pod, view)| (At::Pod(pod), view))
     }
 
     fn delete(&mut self, kind: Kind, key: &Key) -> bool {
@@ -167,6 +263,8 @@ impl State {
         if !self.namespaces.get(&key.namespace).is_some_and(|view| view.has(kind, &key.name)) {
             return false;
         }
+        let old = self.addresses_of(kind, key);
+        self.claim(kind, key, &old, &[]);
         self.edit(&key.namespace, |view| view.remove(kind, &key.name));
         true
     }
@@ -281,6 +379,9 @@ impl Index {
         if std::mem::take(&mut state.webhooks_dirty) {
             self.webhooks.send_replace(Arc::new(state.webhooks.clone()));
         }
+        let moved = std::mem::take(&mut state.moved);
+        state.changes.addresses.extend(moved);
+        state.changes.namespaces.extend(dirty.iter().cloned());
         let first = !*self.synced.borrow();
         drop(state);
         if first {
@@ -311,6 +412,16 @@ impl Index {
     /// The webhook configurations by name.
     pub fn webhooks(&self) -> watch::Receiver<Arc<BTreeMap<String, Arc<Webhook>>>> {
         self.webhooks.subscribe()
+    }
+
+    /// What publications have changed since the last call. There is one who calls this, waiting for [`Index::generation`].
+    pub fn take_changes(&self) -> Changes {
+        std::mem::take(&mut self.lock().changes)
+    }
+
+    /// Who has an address this very moment, published or not, with the view of the namespace.
+    pub fn at(&self, ip: IpAddr) -> Option<(At, Arc<View>)> {
+        self.lock().at(ip)
     }
 
     /// The present view of a namespace.
@@ -424,6 +535,58 @@ mod tests {
         index.publish();
         assert_eq!(old.pods.len(), 1);
         assert!(index.view("a").is_none());
+    }
+
+    fn pod_at(name: &str, created: &str, ip: &str, change: impl FnOnce(&mut Pod)) -> Object {
+        let mut pod = Pod {
+            namespace: "a".into(),
+            name: name.into(),
+            created: created.into(),
+            addresses: vec![ip.parse().unwrap()],
+            ..Pod::default()
+        };
+        change(&mut pod);
+        Object::Pod(pod)
+    }
+
+    #[test]
+    fn addresses_lead_to_their_owner_while_pods_come_and_go() {
+        let index = Index::new([]);
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let who = || {
+            index.at(ip).map(|(at, _)| match at {
+                At::Pod(pod) => pod.name.clone(),
+                At::Service(service) => format!("service {}", service.name),
+            })
+        };
+        index.replace([pod_at("old", "2026-01-01T00:00:00Z", "10.0.0.1", |_| {})]);
+        assert_eq!(who().unwrap(), "old");
+        index.apply(pod_at("new", "2026-01-02T00:00:00Z", "10.0.0.1", |_| {}));
+        assert_eq!(who().unwrap(), "new");
+        index.apply(pod_at("newer", "2026-01-03T00:00:00Z", "10.0.0.1", |p| p.terminating = true));
+        assert_eq!(who().unwrap(), "new", "the one that stays");
+        index.apply(pod_at("new", "2026-01-02T00:00:00Z", "10.0.0.1", |p| p.finished = true));
+        assert_eq!(who().unwrap(), "old");
+        index.apply(pod_at("old", "2026-01-01T00:00:00Z", "10.0.0.2", |_| {}));
+        index.delete(Kind::Pod, &Key::new("a", "newer"));
+        assert_eq!(who(), None);
+        index.apply(pod_at("host", "2026-01-01T00:00:00Z", "10.0.0.1", |p| p.host_network = true));
+        assert_eq!(who(), None, "the node's address is nobody's own");
+        index.apply(Object::Service(Service {
+            namespace: "b".into(),
+            name: "s".into(),
+            cluster_ips: vec![ip],
+            ..Service::default()
+        }));
+        assert_eq!(who().unwrap(), "service s");
+        index.publish();
+        let changes = index.take_changes();
+        assert_eq!(changes.namespaces, BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+        assert_eq!(changes.addresses, HashSet::from([ip, "10.0.0.2".parse().unwrap()]));
+        index.apply(pod_at("old", "2026-01-01T00:00:00Z", "10.0.0.2", |p| p.labels = BTreeMap::from([("x".into(), "y".into())])));
+        index.publish();
+        assert!(index.take_changes().addresses.is_empty());
+        assert_eq!(index.take_changes(), Changes::default());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use weft_api::{annotations, names};
+use weft_webhook::options::PortSet;
 
 /// What an object is known by inside one kind. Cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +69,8 @@ impl Kind {
 
 /// One object of a source.
 #[derive(Clone, Debug, PartialEq)]
+// Objects pass through this type one at a time; what is kept is kept by its own type.
+#[allow(clippy::large_enum_variant)]
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),
@@ -178,6 +181,30 @@ pub struct Pod {
     pub finished: bool,
     /// It is being deleted.
     pub terminating: bool,
+    /// `metadata.creationTimestamp` (RFC 3339 in UTC, so that text order is time order); empty if unknown.
+    pub created: String,
+    /// Whether the sidecar has run, be it that it is just restarting. Where nobody reports containers at all (a folder of
+    /// manifests), it counts as having run.
+    pub proxy_started: bool,
+    /// What the pod's `weft-init` redirects to the sidecar, if the pod has one. This is what holds for the pod, whatever became of
+    /// annotations and settings since it was injected.
+    pub redirection: Option<Redirection>,
+}
+
+/// The inbound ports that a pod's rules redirect to its sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirection {
+    /// These,
+    pub inbound: PortSet,
+    /// without these.
+    pub exclude: PortSet,
+}
+
+impl Redirection {
+    /// Whether connections to the port reach the sidecar. The sidecar's own ports are none of the app's.
+    pub fn takes(&self, port: u16) -> bool {
+        self.inbound.contains(port) && !self.exclude.contains(port) && !names::PROXY_PORTS.contains(&port)
+    }
 }
 
 impl Pod {
@@ -264,6 +291,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `type: ExternalName`: no pod stands behind it.
     pub external_name: bool,
+    /// `spec.clusterIPs`; empty for a headless one.
+    pub cluster_ips: Vec<IpAddr>,
 }
 
 impl Service {
@@ -311,10 +340,33 @@ pub struct EndpointSlice {
     pub service: String,
     /// `ports`.
     pub ports: Vec<EndpointPort>,
-    /// Addresses of all endpoints, ready or not.
+    /// `endpoints`, in all states.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl EndpointSlice {
+    /// Whether one of the endpoints, in whatever state, is this pod.
+    pub fn names(&self, pod: &Pod) -> bool {
+        self.endpoints.iter().any(|e| match &e.pod {
+            Some(name) => *name == pod.name,
+            None => e.addresses.iter().any(|a| pod.addresses.contains(a)),
+        })
+    }
+}
+
+/// An endpoint of an EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its addresses, all of them the same endpoint's.
     pub addresses: Vec<IpAddr>,
-    /// Pods that endpoints refer to.
-    pub pods: Vec<String>,
+    /// The pod of the slice's namespace that it refers to.
+    pub pod: Option<String>,
+    /// `conditions.ready`; what is unknown counts as ready, as Kubernetes has it.
+    pub ready: bool,
+    /// `conditions.serving`: ready, but perhaps on its way out.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
 }
 
 /// A port of an EndpointSlice.

@@ -22,6 +22,7 @@ use crate::lease::{Candidate, Timing};
 use crate::metrics::Metrics;
 use crate::model::{Key, Kind};
 use crate::serve::auth::Authenticator;
+use crate::serve::destinations::Destinations;
 use crate::serve::health::{self, Health, Trust};
 use crate::serve::limits::Limits;
 use crate::serve::{self, discovery, identity, tls};
@@ -163,11 +164,14 @@ impl Control {
         let lookup = Lookup::new(parts.index.clone(), parts.client.clone());
         let observer = Observer::new(news.clone());
         let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, &mut registry);
+        let destinations = Arc::new(Destinations::new(parts.index.clone(), mesh_rules.clone()));
+        tasks.spawn(destinations.clone().run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
         let limits = Arc::new(Limits::new(flags.bounds()));
         let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules,
+            destinations,
             auth: parts.auth.clone(),
             trust: told.subscribe(),
             limits: limits.clone(),

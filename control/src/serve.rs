@@ -1,8 +1,9 @@
-//! What the control plane serves: [`tls`] accepts, [`discovery`] tells proxies their configuration, [`identity`] signs their
-//! certificates, [`auth`] proves who asks and [`limits`] how much he may, [`health`] is for the kubelet and Prometheus. The webhook
-//! itself is the crate `weft-webhook`.
+//! What the control plane serves: [`tls`] accepts, [`discovery`] tells proxies their configuration and [`destinations`] what stands behind
+//! addresses, [`identity`] signs their certificates, [`auth`] proves who asks and [`limits`] how much he may, [`health`] is for the kubelet
+//! and Prometheus. The webhook itself is the crate `weft-webhook`.
 
 pub mod auth;
+pub mod destinations;
 pub mod discovery;
 pub mod health;
 pub mod identity;

@@ -49,7 +49,12 @@ pub fn parse(text: &str, defaults: &Defaults) -> Result<Settings, String> {
 
 /// What the compiler takes from settings.
 pub fn mesh(settings: &Settings, defaults: &Defaults) -> Mesh {
-    Mesh { cluster: settings.cluster.clone(), cluster_domain: defaults.cluster_domain.clone() }
+    Mesh {
+        cluster: settings.cluster.clone(),
+        cluster_domain: defaults.cluster_domain.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        traffic: settings.traffic.clone(),
+    }
 }
 
 /// The settings file.

@@ -13,7 +13,7 @@ pub use values::{
 };
 
 use crate::facts::{ClusterFacts, NamespaceFacts};
-use crate::settings::{Backend, NativeSidecars, Resources, Settings};
+use crate::settings::{Backend, NativeSidecars, Resources, Settings, TrafficSettings};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -268,6 +268,27 @@ impl Options {
         let resources = resources(r, &settings.proxy.resources);
         if reader.refusals.is_empty() { Ok(Self { resources, ..options }) } else { Err(reader.refusals) }
     }
+}
+
+/// The inbound ports that a pod with these annotations, in a namespace with those, redirects to its sidecar, and those of them that it
+/// does not. A value that is not allowed counts as absent: no pod is injected with one.
+pub fn inbound_ports(
+    pod: &BTreeMap<String, String>,
+    namespace: Option<&BTreeMap<String, String>>,
+    settings: &TrafficSettings,
+) -> (PortSet, PortSet) {
+    let find = |key: &'static str, star: bool, default: &str| {
+        let known = KNOWN.iter().find(|k| k.key == key);
+        let keys = || std::iter::once(key).chain(known.into_iter().flat_map(|k| k.aliases.iter().copied()));
+        let levels = std::iter::once(pod).chain(namespace);
+        let said = levels.flat_map(|level| keys().filter_map(|key| level.get(key))).next();
+        said.and_then(|text| PortSet::parse(text, star).ok())
+            .unwrap_or_else(|| PortSet::parse(default, star).unwrap_or(PortSet::NONE))
+    };
+    (
+        find(keys::INBOUND_PORTS, true, &settings.inbound_ports),
+        find(keys::EXCLUDE_INBOUND_PORTS, false, &settings.exclude_inbound_ports),
+    )
 }
 
 /// The proxy's resources: what the annotations say over what the settings say. A default that an annotation's limit undercuts

@@ -53,7 +53,8 @@ pub fn ports(pod: &Pod, view: &View, mesh: &Mesh) -> Vec<InboundPort> {
         .collect()
 }
 
-fn reference(service: &Service, mesh: &Mesh) -> ServiceRef {
+/// How a Service is named on the wire.
+pub(super) fn reference(service: &Service, mesh: &Mesh) -> ServiceRef {
     ServiceRef {
         name: service.name.clone(),
         namespace: service.namespace.clone(),
@@ -82,10 +83,7 @@ fn service_ports(pod: &Pod, service: &Service, view: &View) -> Vec<(u16, Protoco
     if !service.selector.is_empty() || service.external_name {
         return Vec::new();
     }
-    let leads_here = |slice: &&EndpointSlice| {
-        slice.service == service.name
-            && (slice.pods.contains(&pod.name) || slice.addresses.iter().any(|a| pod.addresses.contains(a)))
-    };
+    let leads_here = |slice: &&EndpointSlice| slice.service == service.name && slice.names(pod);
     view.slices
         .values()
         .map(AsRef::as_ref)
@@ -120,7 +118,7 @@ mod tests {
 
     fn compiled(yaml: &str, pod: &str) -> Vec<String> {
         let view = view(yaml);
-        let mesh = Mesh { cluster: "c".into(), cluster_domain: "cluster.local".into() };
+        let mesh = Mesh { cluster: "c".into(), ..Mesh::default() };
         ports(&view.pods[pod], &view, &mesh)
             .iter()
             .map(|p| {

@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn labels_of_telemetry() {
-        let mesh = Mesh { cluster: "c1".into(), cluster_domain: "cluster.local".into() };
+        let mesh = Mesh { cluster: "c1".into(), ..Mesh::default() };
         let plain = labels(&pod(None, &[]), &View::default(), &mesh);
         assert_eq!((plain.app.as_str(), plain.version.as_str()), ("", ""));
         assert_eq!((plain.canonical_service.as_str(), plain.canonical_revision.as_str()), ("go-app-7d9f-x2x", "latest"));

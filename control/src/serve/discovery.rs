@@ -4,16 +4,22 @@
 //! configuration, and sends it if it differs from what was sent last. Before that, and whenever it changes, it sends whom to trust. A proxy that reads slowly is sent the latest state when it
 //! has room, never a queue of old ones. What a proxy refuses is logged and counted; it keeps what it had.
 //!
+//! The destinations that a proxy asks for come from [`super::destinations`], which computes each once for all proxies. A proxy follows at
+//! most [`FOLLOWED`] at a time; it drops those of which its app has not spoken for long. What it asks for beyond that, and what is no
+//! address, is answered as unknown, so that its app is not left waiting.
+//!
 //! A pod that is not known (yet: the watch may lag behind a pod that has just started; any more: it is being deleted) is sent
 //! nothing and keeps what it had. A stream that ends is opened again by the proxy, with back-off.
 
 use super::auth::{AuthError, Authenticator};
+use super::destinations::{Destinations, Follower};
 use super::limits::{Exceeded, Limits, Place};
 use super::tls::Peer;
 use crate::compile::{self, Mesh};
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics, Refused};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -22,12 +28,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 use weft_api::wire::discovery_server::{Discovery, DiscoveryServer};
-use weft_api::wire::{ControlMessage, Hello, Inbound, ProxyMessage, TrustBundle, control_message, proxy_message};
+use weft_api::wire::{ControlMessage, Destination, Hello, Inbound, ProxyMessage, TrustBundle, control_message, proxy_message};
 
 /// Time for the first message of a stream.
 const HELLO: Duration = Duration::from_secs(10);
 /// Largest message that is read: a Hello or an Ack is far smaller.
 const MESSAGE: usize = 64 * 1024;
+
+/// Most addresses that one stream follows.
+pub const FOLLOWED: usize = 4096;
 
 /// The service.
 pub struct Service {
@@ -35,6 +44,8 @@ pub struct Service {
     pub index: Arc<Index>,
     /// What the compiler takes from the settings; a change is a change of every proxy's configuration.
     pub mesh: watch::Receiver<Arc<Mesh>>,
+    /// What stands behind addresses.
+    pub destinations: Arc<Destinations>,
     /// How callers are checked.
     pub auth: Authenticator,
     /// What proxies are told to trust.
@@ -108,6 +119,7 @@ impl Discovery for Service {
             version: 0,
             sent: None,
             trusted: None,
+            destinations: Watched::new(self.destinations.follower()),
         };
         tokio::spawn(stream.run(messages));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -128,6 +140,75 @@ struct Stream {
     version: u64,
     sent: Option<Inbound>,
     trusted: Option<Arc<TrustBundle>>,
+    destinations: Watched,
+}
+
+/// The destinations of a stream.
+struct Watched {
+    follower: Follower,
+    /// Addresses that are not followed yet, because the index does not know everything.
+    asked: BTreeSet<SocketAddr>,
+    /// How the proxy writes each address.
+    texts: HashMap<SocketAddr, String>,
+    /// Texts to be answered as unknown.
+    unknown: VecDeque<String>,
+    full: bool,
+}
+
+impl Watched {
+    fn new(follower: Follower) -> Self {
+        Self { follower, asked: BTreeSet::new(), texts: HashMap::new(), unknown: VecDeque::new(), full: false }
+    }
+
+    fn watch(&mut self, text: String, proxy: &Hello) {
+        let Ok(address) = text.parse::<SocketAddr>() else {
+            let shown: String = text.chars().take(100).collect();
+            warn!(pod = %proxy.pod, namespace = %proxy.namespace, address = ?shown, "a proxy asks for what is no address; answering that it is unknown");
+            self.unknown.push_back(text);
+            return;
+        };
+        if !self.texts.contains_key(&address) && self.texts.len() >= FOLLOWED {
+            if !std::mem::replace(&mut self.full, true) {
+                warn!(pod = %proxy.pod, namespace = %proxy.namespace, limit = FOLLOWED,
+                    "a proxy follows as many addresses as it may; answering that further ones are unknown until it drops some");
+            }
+            self.unknown.push_back(text);
+            return;
+        }
+        self.texts.insert(address, text);
+        self.asked.insert(address);
+    }
+
+    fn unwatch(&mut self, text: &str) {
+        let Ok(address) = text.parse::<SocketAddr>() else { return };
+        self.texts.remove(&address);
+        self.asked.remove(&address);
+        self.follower.leave(address);
+        self.full &= self.texts.len() >= FOLLOWED;
+    }
+
+    /// Begins to follow what was asked for; the index knows everything now.
+    fn follow(&mut self) {
+        for address in std::mem::take(&mut self.asked) {
+            self.follower.follow(address);
+        }
+    }
+
+    fn next(&mut self) -> Option<Destination> {
+        if let Some(address) = self.unknown.pop_front() {
+            return Some(Destination { address, ..Destination::default() });
+        }
+        while let Some((address, destination)) = self.follower.mailbox().take() {
+            if let Some(text) = self.texts.get(&address) {
+                return Some(Destination { address: text.clone(), ..(*destination).clone() });
+            }
+        }
+        None
+    }
+
+    fn is_due(&self) -> bool {
+        !self.unknown.is_empty() || !self.follower.mailbox().is_empty()
+    }
 }
 
 impl Stream {
@@ -141,9 +222,14 @@ impl Stream {
     async fn live(&mut self, messages: &mut Streaming<ProxyMessage>) {
         let end = self.end.clone();
         let sender = self.sender.clone();
+        let mailbox = self.destinations.follower.mailbox().clone();
         let mut due = true;
         loop {
             let synced = *self.synced.borrow();
+            if synced {
+                self.destinations.follow();
+            }
+            let ready = due || (synced && self.destinations.is_due());
             tokio::select! {
                 biased;
                 () = end.cancelled() => {
@@ -151,18 +237,23 @@ impl Stream {
                     let _ = sender.try_send(Err(Status::unavailable("this replica of the control plane shuts down")));
                     return;
                 }
-                message = messages.message() => match message {
+                permit = sender.reserve(), if ready => {
+                    let Ok(permit) = permit else { return };
+                    let next = if due { self.next() } else { None };
+                    // Something may be left to say of the pod itself until it has nothing to say.
+                    due = next.is_some();
+                    let next = next.or_else(|| {
+                        let destination = if synced { self.destinations.next() } else { None };
+                        destination.map(|d| self.message(control_message::Kind::Destination(d)))
+                    });
+                    if let Some(message) = next {
+                        permit.send(Ok(message));
+                    }
+                }
+                message = messages.message(), if self.destinations.unknown.len() < FOLLOWED => match message {
                     Ok(Some(message)) => if !self.answered(message) { return },
                     Ok(None) | Err(_) => return,
                 },
-                permit = sender.reserve(), if due => {
-                    let Ok(permit) = permit else { return };
-                    match self.next() {
-                        // Something may be left to say.
-                        Some(message) => permit.send(Ok(message)),
-                        None => due = false,
-                    }
-                }
                 changed = self.view.changed() => {
                     if changed.is_err() { return }
                     due = true;
@@ -175,6 +266,7 @@ impl Stream {
                     if changed.is_err() { return }
                     due = true;
                 }
+                () = mailbox.arrived.notified() => {}
                 changed = self.synced.changed(), if !synced => {
                     if changed.is_err() { return }
                     due = true;
@@ -184,7 +276,7 @@ impl Stream {
         }
     }
 
-    /// What is to be said next: whom to trust before all else, then the configuration that holds now, each if it is not what was sent
+    /// What is to be said next of the pod itself: whom to trust before all else, then the configuration that holds now, each if it is not what was sent
     /// last.
     fn next(&mut self) -> Option<ControlMessage> {
         let trust = self.trust.borrow_and_update().clone();
@@ -213,7 +305,7 @@ impl Stream {
     }
 
     /// Notes a message of the proxy. `false`: the stream makes no sense any more.
-    fn answered(&self, message: ProxyMessage) -> bool {
+    fn answered(&mut self, message: ProxyMessage) -> bool {
         let (pod, namespace) = (&self.hello.pod, &self.hello.namespace);
         match message.kind {
             Some(proxy_message::Kind::Ack(ack)) if ack.error.is_empty() => {
@@ -231,8 +323,16 @@ impl Stream {
                 warn!(%pod, %namespace, "a proxy introduced itself twice on one stream; ending it");
                 false
             }
+            Some(proxy_message::Kind::Watch(watch)) => {
+                self.destinations.watch(watch.address, &self.hello);
+                true
+            }
+            Some(proxy_message::Kind::Unwatch(unwatch)) => {
+                self.destinations.unwatch(&unwatch.address);
+                true
+            }
             // A newer proxy may say what we don't know yet.
-            Some(proxy_message::Kind::Watch(_) | proxy_message::Kind::Unwatch(_) | proxy_message::Kind::Report(_)) | None => true,
+            Some(proxy_message::Kind::Report(_)) | None => true,
         }
     }
 }

@@ -3,15 +3,16 @@
 //! folder's YAML.
 
 use crate::model::{
-    Container, ContainerPort, EndpointPort, EndpointSlice, Key, Namespace, Object, Owned, Owner, Pod, Service, ServicePort,
-    Target, Transport, Webhook, WebhookEntry,
+    Container, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Key, Namespace, Object, Owned, Owner, Pod, Redirection,
+    Service, ServicePort, Target, Transport, Webhook, WebhookEntry,
 };
 use base64::Engine as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use weft_api::annotations as keys;
+use weft_api::{annotations as keys, names};
+use weft_webhook::options::PortSet;
 
 /// Annotations of a pod or namespace longer than this are no setting of a mesh and are not kept (the largest, a
 /// `last-applied-configuration`, holds the whole object once more).
@@ -51,6 +52,10 @@ fn controller(metadata: &ObjectMeta) -> Option<Owner> {
 fn place(metadata: &ObjectMeta) -> (String, String) {
     let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".into());
     (namespace, metadata.name.clone().unwrap_or_default())
+}
+
+fn created(metadata: &ObjectMeta) -> String {
+    metadata.creation_timestamp.as_ref().map(|t| t.0.to_string()).unwrap_or_default()
 }
 
 fn transport(protocol: Option<&str>) -> Transport {
@@ -162,6 +167,7 @@ struct WireContainer {
     name: String,
     image: Option<String>,
     restart_policy: Option<String>,
+    args: Option<Vec<String>>,
     ports: Option<Vec<WireContainerPort>>,
 }
 
@@ -181,6 +187,47 @@ struct WirePodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<WirePodIp>>,
+    container_statuses: Option<Vec<WireContainerStatus>>,
+    init_container_statuses: Option<Vec<WireContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireContainerStatus {
+    name: String,
+    restart_count: Option<u32>,
+    state: WireContainerState,
+    last_state: WireContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireContainerState {
+    running: Option<serde::de::IgnoredAny>,
+    terminated: Option<serde::de::IgnoredAny>,
+}
+
+impl WirePodStatus {
+    /// See [`Pod::proxy_started`].
+    fn proxy_started(&self) -> bool {
+        let (containers, init) = (&self.container_statuses, &self.init_container_statuses);
+        if containers.is_none() && init.is_none() {
+            return true;
+        }
+        let run = |s: &WireContainerState| s.running.is_some() || s.terminated.is_some();
+        let mut all = containers.iter().chain(init).flatten();
+        all.any(|s| s.name == names::PROXY_CONTAINER && (run(&s.state) || run(&s.last_state) || s.restart_count > Some(0)))
+    }
+}
+
+/// What `weft-init` was told to redirect, by its arguments.
+fn redirection(init: &[WireContainer]) -> Option<Redirection> {
+    let args = init.iter().find(|c| c.name == names::INIT_CONTAINER)?.args.as_deref()?;
+    let ports = |flag: &str| {
+        let text = args.iter().find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('='))?;
+        PortSet::parse(text, true).ok()
+    };
+    Some(Redirection { inbound: ports("--inbound-ports")?, exclude: ports("--exclude-inbound-ports")? })
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -202,13 +249,16 @@ impl Slim for WirePod {
     fn slim(self) -> Object {
         let (namespace, name) = place(&self.metadata);
         let stays = |c: &WireContainer| c.restart_policy.as_deref() == Some("Always");
-        let init = self.spec.init_containers.unwrap_or_default().into_iter().filter(stays);
+        let init = self.spec.init_containers.unwrap_or_default();
+        let (redirection, proxy_started) = (redirection(&init), self.status.proxy_started());
+        let init = init.into_iter().filter(stays);
         let mut addresses: Vec<_> =
             self.status.pod_ips.unwrap_or_default().iter().filter_map(|entry| entry.ip.parse().ok()).collect();
         if let (true, Some(ip)) = (addresses.is_empty(), self.status.pod_ip) {
             addresses.extend(ip.parse::<std::net::IpAddr>());
         }
         Object::Pod(Pod {
+            created: created(&self.metadata),
             annotations: mesh_annotations(&self.metadata),
             owner: controller(&self.metadata),
             terminating: self.metadata.deletion_timestamp.is_some(),
@@ -222,6 +272,8 @@ impl Slim for WirePod {
             addresses,
             containers: init.chain(self.spec.containers).map(container).collect(),
             finished: matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            proxy_started,
+            redirection,
         })
     }
 }
@@ -243,6 +295,10 @@ struct WireServiceSpec {
     type_: Option<String>,
     selector: Option<BTreeMap<String, String>>,
     ports: Option<Vec<WireServicePort>>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -276,10 +332,17 @@ impl Slim for WireService {
             app_protocol: p.app_protocol,
             transport: transport(p.protocol.as_deref()),
         });
+        // A headless service says `None` here, which is no address.
+        let mut cluster_ips: Vec<std::net::IpAddr> =
+            self.spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
+        if let (true, Some(ip)) = (cluster_ips.is_empty(), &self.spec.cluster_ip) {
+            cluster_ips.extend(ip.parse::<std::net::IpAddr>());
+        }
         Object::Service(Service {
+            cluster_ips,
             namespace,
             name,
-            created: self.metadata.creation_timestamp.map(|t| t.0.to_string()).unwrap_or_default(),
+            created: created(&self.metadata),
             selector: self.spec.selector.unwrap_or_default(),
             ports: ports.collect(),
             external_name: self.spec.type_.as_deref() == Some("ExternalName"),
@@ -313,6 +376,15 @@ struct WireEndpointPort {
 struct WireEndpoint {
     addresses: Vec<String>,
     target_ref: Option<WireTargetRef>,
+    conditions: Option<WireConditions>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -338,14 +410,20 @@ impl Slim for WireEndpointSlice {
             name,
             service: service.unwrap_or_default(),
             ports: ports.collect(),
-            addresses: endpoints.iter().flat_map(|e| &e.addresses).filter_map(|a| a.parse().ok()).collect(),
-            pods: endpoints
-                .into_iter()
-                .filter_map(|e| e.target_ref)
-                .filter(|target| target.kind == "Pod")
-                .map(|target| target.name)
-                .collect(),
+            endpoints: endpoints.into_iter().map(endpoint).collect(),
         })
+    }
+}
+
+fn endpoint(wire: WireEndpoint) -> Endpoint {
+    let conditions = wire.conditions.unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    Endpoint {
+        addresses: wire.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+        pod: wire.target_ref.filter(|target| target.kind == "Pod").map(|target| target.name),
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::sync::mpsc;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic::{Code, Request, Status, Streaming};
 use weft_api::wire::discovery_client::DiscoveryClient;
-use weft_api::wire::{Ack, ControlMessage, Hello, Inbound, Protocol, ProxyMessage, control_message, proxy_message};
+use weft_api::wire::{
+    Ack, ControlMessage, Destination, Hello, Inbound, Protocol, ProxyMessage, Unwatch, Watch, control_message, proxy_message,
+};
 use weft_control::flags::Flags;
 use weft_control::run::Control;
 
@@ -311,4 +313,136 @@ async fn many_streams_are_cheap() {
 
 fn proxies_channel(proxies: &[(Channel, Proxy)]) -> Channel {
     proxies.last().expect("the first has its own").0.clone()
+}
+
+fn watch(address: &str) -> ProxyMessage {
+    ProxyMessage { kind: Some(proxy_message::Kind::Watch(Watch { address: address.into() })) }
+}
+
+fn unwatch(address: &str) -> ProxyMessage {
+    ProxyMessage { kind: Some(proxy_message::Kind::Unwatch(Unwatch { address: address.into() })) }
+}
+
+/// A Service of another namespace with these addresses behind it.
+fn upstream(api: &FakeApi, endpoints: &[(&str, &str)]) {
+    for (name, ip) in endpoints {
+        api.put(
+            "api/v1/pods",
+            json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "db", "annotations": {"weft.mesh/status": "{}"}},
+                "spec": {"serviceAccountName": "store", "containers": [{"name": "app"}, {"name": "weft-proxy"}]},
+                "status": {"podIPs": [{"ip": ip}], "containerStatuses": [{"name": "weft-proxy", "state": {"running": {}}}]}}),
+        );
+    }
+    api.put(
+        "api/v1/services",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "store", "namespace": "db"},
+            "spec": {"clusterIPs": ["10.96.0.7"], "ports": [{"name": "grpc", "port": 80}]}}),
+    );
+    let list: Vec<Value> = endpoints
+        .iter()
+        .map(|(name, ip)| json!({"addresses": [ip], "targetRef": {"kind": "Pod", "name": name}, "conditions": {"ready": true}}))
+        .collect();
+    api.put(
+        "apis/discovery.k8s.io/v1/endpointslices",
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "store-1", "namespace": "db", "labels": {"kubernetes.io/service-name": "store"}},
+            "ports": [{"name": "grpc", "port": 9000}], "endpoints": list}),
+    );
+}
+
+impl Proxy {
+    async fn destination(&mut self) -> (u64, Destination) {
+        match self.message().await {
+            (version, control_message::Kind::Destination(destination)) => (version, destination),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_follows_destinations() {
+    let api = FakeApi::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    api.put("api/v1/pods", pod("shop", "cart-1", "cart"));
+    api.token("good", "shop", "cart", Some("cart-1"));
+    upstream(&api, &[("store-1", "10.0.0.1")]);
+    let control = control(&api, dir.path(), &[]).await;
+    ready(control.addresses.metrics).await;
+    let channel = channel(control.addresses.control, &bundle(&api)).await;
+    let mut proxy = attach(&channel, Some("good"), hello("shop", "cart-1")).await.unwrap();
+    proxy.next().await;
+
+    proxy.send.send(watch("10.96.0.7:80")).await.unwrap();
+    let (version, destination) = proxy.destination().await;
+    assert_eq!(destination.address, "10.96.0.7:80");
+    assert_eq!((destination.service.unwrap().host.as_str(), destination.protocol), ("store.db.svc.cluster.local", 2));
+    let [endpoint] = &destination.endpoints[..] else { panic!("{:?}", destination.endpoints) };
+    assert_eq!((endpoint.address.as_str(), endpoint.pod.as_str()), ("10.0.0.1:9000", "store-1"));
+    assert_eq!(endpoint.identities, ["spiffe://cluster.local/ns/db/sa/store"]);
+
+    // An endpoint more, and how long it takes from the change to the proxy.
+    let start = std::time::Instant::now();
+    upstream(&api, &[("store-1", "10.0.0.1"), ("store-2", "10.0.0.2")]);
+    let (next, destination) = proxy.destination().await;
+    assert_eq!((next - version, destination.endpoints.len()), (1, 2));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+
+    // What is no address and what nobody has are unknown; a text is echoed as it came.
+    for address in ["10.96.0.8:80", "store.db:80", "[0:0::1]:80"] {
+        proxy.send.send(watch(address)).await.unwrap();
+        let (_, destination) = proxy.destination().await;
+        let expected = Destination { address: address.into(), ..Destination::default() };
+        assert_eq!(destination, expected);
+    }
+
+    // A pod's own address.
+    proxy.send.send(watch("10.0.0.2:1234")).await.unwrap();
+    let (_, destination) = proxy.destination().await;
+    assert!(destination.direct && destination.endpoints.len() == 1);
+
+    // What is not followed any more is not sent.
+    proxy.send.send(unwatch("10.96.0.7:80")).await.unwrap();
+    proxy.send.send(unwatch("10.0.0.2:1234")).await.unwrap();
+    proxy.send.send(watch("10.96.0.9:80")).await.unwrap();
+    proxy.destination().await;
+    upstream(&api, &[("store-2", "10.0.0.2")]);
+    api.remove("api/v1/pods", "db", "store-2");
+    proxy.silent(Duration::from_millis(300)).await;
+
+    // An address that somebody gets.
+    api.put(
+        "api/v1/services",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "late", "namespace": "new"},
+            "spec": {"clusterIP": "10.96.0.9", "ports": [{"name": "http", "port": 80}]}}),
+    );
+    let (_, destination) = proxy.destination().await;
+    assert_eq!((destination.service.unwrap().name.as_str(), destination.endpoints.len()), ("late", 0));
+    drop(proxy);
+    control.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_may_not_follow_everything() {
+    let api = FakeApi::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    api.put("api/v1/pods", pod("shop", "cart-1", "cart"));
+    api.token("good", "shop", "cart", Some("cart-1"));
+    upstream(&api, &[("store-1", "10.0.0.1")]);
+    let control = control(&api, dir.path(), &[]).await;
+    ready(control.addresses.metrics).await;
+    let channel = channel(control.addresses.control, &bundle(&api)).await;
+    let mut proxy = attach(&channel, Some("good"), hello("shop", "cart-1")).await.unwrap();
+    proxy.next().await;
+    for n in 0..4096u32 {
+        proxy.send.send(watch(&format!("10.1.{}.{}:80", n / 256, n % 256))).await.unwrap();
+        proxy.destination().await;
+    }
+    proxy.send.send(watch("10.96.0.7:80")).await.unwrap();
+    assert_eq!(proxy.destination().await.1.service, None, "one too many is passed through");
+    proxy.send.send(unwatch("10.1.0.0:80")).await.unwrap();
+    proxy.send.send(watch("10.96.0.7:80")).await.unwrap();
+    assert!(proxy.destination().await.1.service.is_some());
+    drop(proxy);
+    control.shutdown().await;
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::settings::TrafficSettings;
 use serde_json::json;
 
 fn read(pod: Value, namespace: Option<&NamespaceFacts>) -> Result<Options, Vec<Refusal>> {
@@ -117,5 +118,30 @@ fn every_annotation_of_ours_is_known_and_documented() {
     }
     for reason in crate::Reason::ALL {
         assert!(doc.contains(&format!("`{reason}`")), "reason {reason} is not in docs/injection.md");
+    }
+}
+
+#[test]
+fn inbound_ports_by_every_name_and_level() {
+    let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
+    let settings = TrafficSettings { exclude_inbound_ports: "1".into(), ..TrafficSettings::default() };
+    for (pod, namespace, inbound, exclude) in [
+        (map(&[]), map(&[]), "*", "1"),
+        (map(&[("config.linkerd.io/skip-inbound-ports", "2")]), map(&[]), "*", "2"),
+        (
+            map(&[("traffic.sidecar.istio.io/excludeInboundPorts", "3")]),
+            map(&[("weft.mesh/exclude-inbound-ports", "4")]),
+            "*",
+            "3",
+        ),
+        (map(&[]), map(&[("weft.mesh/exclude-inbound-ports", "4")]), "*", "4"),
+        (map(&[("traffic.sidecar.istio.io/includeInboundPorts", "80,90-91")]), map(&[]), "80,90-91", "1"),
+        (map(&[("weft.mesh/inbound-ports", "")]), map(&[("weft.mesh/inbound-ports", "*")]), "", "1"),
+        (map(&[("weft.mesh/exclude-inbound-ports", "x")]), map(&[]), "*", "1"),
+    ] {
+        let (a, b) = inbound_ports(&pod, Some(&namespace), &settings);
+        assert_eq!((a.to_string().as_str(), b.to_string().as_str()), (inbound, exclude), "{pod:?} {namespace:?}");
     }
 }
