@@ -4,3 +4,6 @@
 pub mod ca_bundle;
 pub mod missed;
 pub mod trust_bundle;
+
+/// The roots (PEM, one after the other) that the mesh trusts, as they are in force.
+pub type Bundle = tokio::sync::watch::Receiver<std::sync::Arc<str>>;

@@ -429,9 +429,24 @@ impl Keep {
         tasks.spawn(keeper.run(leader.clone()));
         if let Some(client) = parts.client {
             let service = Key::new(flags.namespace(), flags.service.clone());
-            let webhooks = parts.index.webhooks();
-            tasks.spawn(keep::ca_bundle::run(client.clone(), service, bundle.clone(), webhooks, leader.clone(), metrics.clone()));
-            tasks.spawn(keep::trust_bundle::run(client, bundle, parts.index, settings, leader, metrics));
+            let roots = watch::Sender::new(Arc::from(bundle));
+            let (in_webhooks, in_namespaces) = (watch::Sender::new(Arc::from("")), watch::Sender::new(Arc::from("")));
+            let bundle = roots.subscribe();
+            tasks.spawn(keep::ca_bundle::run(
+                client.clone(),
+                service,
+                bundle.clone(),
+                in_webhooks,
+                parts.index.clone(),
+                leader.clone(),
+                metrics.clone(),
+            ));
+            tasks.spawn(keep::trust_bundle::run(client, bundle, in_namespaces, parts.index, settings, leader, metrics));
+            tasks.spawn(async move {
+                // Keeps the channel open.
+                let _roots = roots;
+                std::future::pending::<()>().await;
+            });
         }
         let error = panicked(&mut tasks).await;
         std::panic::resume_unwind(error.into_panic());

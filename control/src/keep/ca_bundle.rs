@@ -3,13 +3,14 @@
 //! It is written when it differs, whoever changed it: an `apply` of the install manifests takes it out, and is answered
 //! within moments. Only webhooks that call *our* Service are touched.
 
+use super::Bundle;
+use crate::index::Index;
 use crate::metrics::{Ended, Metrics};
 use crate::model::{Key, Webhook};
 use crate::source::kube::{backoff, within};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -36,23 +37,31 @@ pub fn correction(webhook: &Webhook, service: &Key, bundle: &str) -> Option<json
     serde_json::from_value(serde_json::Value::Array(operations)).ok()
 }
 
-/// Keeps all our configurations right while `leader` says so. Runs until it is dropped.
+/// Keeps all our configurations right while `leader` says so, and tells in `spread` which bundle they all have. Runs until it is
+/// dropped.
 pub async fn run(
     client: Client,
     service: Key,
-    bundle: String,
-    mut webhooks: watch::Receiver<Arc<BTreeMap<String, Arc<Webhook>>>>,
+    mut bundle: Bundle,
+    spread: watch::Sender<Arc<str>>,
+    index: Arc<Index>,
     mut leader: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
 ) {
     let api: Api<MutatingWebhookConfiguration> = Api::all(client);
     let mut failures = 0;
+    // Before the list was seen, nothing is known to be right.
+    if index.synced().wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    let mut webhooks = index.webhooks();
     loop {
         if leader.wait_for(|leads| *leads).await.is_err() {
             return;
         }
+        let right = bundle.borrow_and_update().clone();
         let known = webhooks.borrow_and_update().get(names::WEBHOOK_CONFIGURATION).cloned();
-        if let Some(patch) = known.and_then(|known| correction(&known, &service, &bundle)) {
+        if let Some(patch) = known.and_then(|known| correction(&known, &service, &right)) {
             // The client's library has its own version of the patch type; both are the same JSON.
             let patch = serde_json::to_value(&patch).and_then(serde_json::from_value).map(Patch::<()>::Json);
             let result = match patch {
@@ -77,7 +86,9 @@ pub async fn run(
                 }
             }
         }
+        spread.send_if_modified(|told| std::mem::replace(told, right.clone()) != right);
         tokio::select! {
+            changed = bundle.changed() => if changed.is_err() { return },
             changed = webhooks.changed() => if changed.is_err() { return },
             changed = leader.changed() => if changed.is_err() { return },
         }

@@ -1,9 +1,12 @@
 //! Keeps the ConfigMap with the trust bundle in every namespace that has meshed pods or asks for injection: a pod that
 //! mounts it does not start before it is there.
 //!
-//! It is written when it is missing or says something else, whoever changed it. Where no meshed pod is left it stays: it does no
+//! It is written when it is missing or says something else, whoever changed it, and when the roots change: a rotation goes on only once
+//! every namespace has the new one, which this keeper says. Where no meshed pod is left it stays: it does no
 //! harm, holds no secret, and a pod may be on its way.
 
+use super::Bundle;
+use crate::ca::issue;
 use crate::index::{Index, View};
 use crate::metrics::{Ended, Metrics};
 use crate::source::kube::{backoff, within};
@@ -36,44 +39,53 @@ pub fn wanted(name: &str, view: &View, settings: &Settings) -> bool {
         .any(|pod| !pod.finished && (pod.meshed() || super::missed::would_inject(pod, view.namespace.as_deref(), settings)))
 }
 
-/// Keeps all namespaces right while `leader` says so. Runs until it is dropped.
+/// Keeps all namespaces right while `leader` says so, and tells in `spread` which bundle they all have. Runs until it is dropped.
 pub async fn run(
     client: Client,
-    bundle: String,
+    bundle: Bundle,
+    spread: watch::Sender<Arc<str>>,
     index: Arc<Index>,
     settings: watch::Receiver<Arc<Settings>>,
     leader: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
 ) {
-    let keeper = Keeper { client, bundle, right: Mutex::default(), drifted: Notify::new(), listed: watch::Sender::new(false) };
+    let keeper =
+        Keeper { client, bundle, spread, said: Mutex::default(), drifted: Notify::new(), listed: watch::Sender::new(false) };
     tokio::join!(keeper.follow(), keeper.keep(index, settings, leader, metrics));
+}
+
+/// A digest of what a ConfigMap says: of a thousand namespaces the texts themselves would be megabytes.
+type Digest = [u8; 32];
+
+fn digest(bundle: &str) -> Digest {
+    issue::fingerprint(bundle.as_bytes())
 }
 
 struct Keeper {
     client: Client,
-    bundle: String,
-    /// Namespaces whose ConfigMap was seen to be right.
-    right: Mutex<HashSet<String>>,
+    bundle: Bundle,
+    spread: watch::Sender<Arc<str>>,
+    /// What the ConfigMap of each namespace was seen to say.
+    said: Mutex<HashMap<String, Digest>>,
     drifted: Notify,
     listed: watch::Sender<bool>,
 }
 
 impl Keeper {
-    fn note(&self, namespace: String, right: bool) {
-        let mut known = self.right.lock().unwrap_or_else(PoisonError::into_inner);
-        if right {
-            known.insert(namespace);
-        } else if known.remove(&namespace) {
+    fn note(&self, namespace: String, says: Option<Digest>) {
+        let right = digest(&self.bundle.borrow());
+        let mut known = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match says {
+            Some(says) => known.insert(namespace, says),
+            None => known.remove(&namespace),
+        };
+        if before == Some(right) && says != Some(right) {
             self.drifted.notify_one();
         }
     }
 
-    fn is_right(&self, namespace: &str) -> bool {
-        self.right.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
-    }
-
-    fn says_right(&self, map: &ConfigMap) -> bool {
-        map.data.as_ref().and_then(|d| d.get(names::TRUST_BUNDLE_KEY)) == Some(&self.bundle)
+    fn says(&self, namespace: &str, right: &Digest) -> bool {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).get(namespace) == Some(right)
     }
 
     /// Follows the ConfigMaps of that name in all namespaces.
@@ -89,21 +101,21 @@ impl Keeper {
                 Ok(watcher::Event::Init) => seen.clear(),
                 Ok(watcher::Event::InitApply(map)) => {
                     let namespace = map.metadata.namespace.clone().unwrap_or_default();
-                    self.note(namespace.clone(), self.says_right(&map));
+                    self.note(namespace.clone(), said(&map));
                     seen.insert(namespace);
                 }
                 Ok(watcher::Event::InitDone) => {
                     failures = 0;
-                    self.right.lock().unwrap_or_else(PoisonError::into_inner).retain(|namespace| seen.contains(namespace));
+                    self.said.lock().unwrap_or_else(PoisonError::into_inner).retain(|namespace, _| seen.contains(namespace));
                     self.listed.send_replace(true);
                     self.drifted.notify_one();
                 }
                 Ok(watcher::Event::Apply(map)) => {
                     failures = 0;
-                    let right = self.says_right(&map);
-                    self.note(map.metadata.namespace.unwrap_or_default(), right);
+                    let says = said(&map);
+                    self.note(map.metadata.namespace.unwrap_or_default(), says);
                 }
-                Ok(watcher::Event::Delete(map)) => self.note(map.metadata.namespace.unwrap_or_default(), false),
+                Ok(watcher::Event::Delete(map)) => self.note(map.metadata.namespace.unwrap_or_default(), None),
                 Err(error) => {
                     failures += 1;
                     debug!(%error, "watch of the trust bundles failed");
@@ -130,6 +142,7 @@ impl Keeper {
             return;
         }
         let mut failures = 0;
+        let mut bundle = self.bundle.clone();
         // What was found of each namespace as it was then: only one that changed is looked at again.
         let mut looked_at: HashMap<String, (Arc<View>, bool)> = HashMap::new();
         loop {
@@ -141,6 +154,8 @@ impl Keeper {
                 looked_at.clear();
             }
             let rules = settings.borrow_and_update().clone();
+            let text = bundle.borrow_and_update().clone();
+            let right = digest(&text);
             let mut failed = false;
             let views: HashMap<String, Arc<View>> = index.views().into_iter().collect();
             looked_at.retain(|namespace, _| views.contains_key(namespace));
@@ -151,13 +166,13 @@ impl Keeper {
                     looked_at.insert(namespace.clone(), (view, wanted));
                     wanted
                 });
-                if !wanted || self.is_right(&namespace) {
+                if !wanted || self.says(&namespace, &right) {
                     continue;
                 }
-                match self.write(&namespace).await {
+                match self.write(&namespace, &text).await {
                     Ok(()) => {
                         metrics.trust_bundle_writes.get_or_create(&Ended::OK).inc();
-                        self.note(namespace, true);
+                        self.note(namespace, Some(right));
                     }
                     Err(kube::Error::Api(status)) if gone(&status) => {
                         debug!(namespace, "the namespace is being deleted");
@@ -171,6 +186,9 @@ impl Keeper {
                 }
             }
             failures = if failed { failures + 1 } else { 0 };
+            if !failed {
+                self.spread.send_if_modified(|told| std::mem::replace(told, text.clone()) != text);
+            }
             let again = async { if failed { tokio::time::sleep(backoff(failures)).await } else { std::future::pending().await } };
             tokio::select! {
                 changed = generation.changed() => if changed.is_err() { return },
@@ -178,6 +196,7 @@ impl Keeper {
                     if changed.is_err() { return }
                     looked_at.clear();
                 }
+                changed = bundle.changed() => if changed.is_err() { return },
                 changed = leader.changed() => if changed.is_err() { return },
                 () = self.drifted.notified() => {
                     // Whoever deletes it in a loop gets a loop of two writes a second, not of thousands.
@@ -188,7 +207,7 @@ impl Keeper {
         }
     }
 
-    async fn write(&self, namespace: &str) -> Result<(), kube::Error> {
+    async fn write(&self, namespace: &str, bundle: &str) -> Result<(), kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let map = ConfigMap {
             metadata: ObjectMeta {
@@ -196,16 +215,20 @@ impl Keeper {
                 labels: Some(BTreeMap::from([("app.kubernetes.io/managed-by".into(), names::CONTROL.into())])),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([(names::TRUST_BUNDLE_KEY.into(), self.bundle.clone())])),
+            data: Some(BTreeMap::from([(names::TRUST_BUNDLE_KEY.into(), bundle.to_owned())])),
             ..ConfigMap::default()
         };
         match within(api.create(&PostParams::default(), &map)).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             other => return other.map(drop),
         }
-        let patch = serde_json::json!({"data": {names::TRUST_BUNDLE_KEY: self.bundle}});
+        let patch = serde_json::json!({"data": {names::TRUST_BUNDLE_KEY: bundle}});
         within(api.patch(names::TRUST_BUNDLE_CONFIGMAP, &PatchParams::default(), &Patch::Merge(patch))).await.map(drop)
     }
+}
+
+fn said(map: &ConfigMap) -> Option<Digest> {
+    map.data.as_ref().and_then(|data| data.get(names::TRUST_BUNDLE_KEY)).map(|text| digest(text))
 }
 
 /// The namespace is gone, or going.

@@ -40,6 +40,7 @@ struct Inner {
     requests: Vec<String>,
     tokens: HashMap<String, Token>,
     forgotten: u64,
+    failing: Vec<String>,
 }
 
 /// The server.
@@ -144,6 +145,15 @@ impl FakeApi {
         self.inner.lock().unwrap().tokens.remove(token);
     }
 
+    /// Requests that begin so (method and path) fail, until they don't.
+    pub(crate) fn fail(&self, request: &str, fails: bool) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.failing.retain(|known| known != request);
+        if fails {
+            inner.failing.push(request.into());
+        }
+    }
+
     pub(crate) fn requests(&self, containing: &str) -> usize {
         self.inner.lock().unwrap().requests.iter().filter(|r| r.contains(containing)).count()
     }
@@ -226,6 +236,10 @@ async fn handle(State(api): State<FakeApi>, method: Method, uri: Uri, headers: H
     if api.down.load(Ordering::SeqCst) {
         // Not 503, which the client itself tries again.
         return status(500, "InternalError", "down");
+    }
+    let request = format!("{method} {path}");
+    if api.inner.lock().unwrap().failing.iter().any(|failing| request.starts_with(failing)) {
+        return status(403, "Forbidden", "not for you");
     }
     if path == "/version" {
         let minor = api.minor.lock().unwrap().clone();

@@ -55,11 +55,13 @@ async fn ca_bundle_is_written_and_kept() {
     let api = world.api.clone();
     api.put(WEBHOOKS, injector(Value::Null));
     let service = Key::new("weft-system", "weft-control");
+    let (bundle, spread) = (watch::Sender::new(Arc::from(BUNDLE)), watch::Sender::new(Arc::from("")));
     world.tasks.spawn(keep::ca_bundle::run(
         api.client(),
         service,
-        BUNDLE.into(),
-        world.index.webhooks(),
+        bundle.subscribe(),
+        spread.clone(),
+        world.index.clone(),
         world.leader.subscribe(),
         world.metrics.clone(),
     ));
@@ -86,6 +88,16 @@ async fn ca_bundle_is_written_and_kept() {
     assert!(is_right().is_none());
     world.leader.send_replace(true);
     eventually("the next leader corrects it", is_right).await;
+    // Another root joins: all configurations get both, and that is told.
+    assert_eq!(&**spread.borrow(), BUNDLE);
+    let both = format!("{BUNDLE}{BUNDLE}");
+    bundle.send_replace(Arc::from(both.as_str()));
+    let encoded = json!(base64::engine::general_purpose::STANDARD.encode(&both));
+    eventually("both roots are written", || {
+        (api.get(WEBHOOKS, "", "weft-injector")?["webhooks"][1]["clientConfig"]["caBundle"] == encoded).then_some(())
+    })
+    .await;
+    eventually("and it is told", || (**spread.borrow() == both).then_some(())).await;
 }
 
 #[tokio::test]
@@ -97,9 +109,11 @@ async fn trust_bundles_where_they_are_wanted_and_kept() {
     {
         api.put("api/v1/namespaces", namespace(name, annotations));
     }
+    let (bundle, spread) = (watch::Sender::new(Arc::from(BUNDLE)), watch::Sender::new(Arc::from("")));
     world.tasks.spawn(keep::trust_bundle::run(
         api.client(),
-        BUNDLE.into(),
+        bundle.subscribe(),
+        spread.clone(),
         world.index.clone(),
         world.settings.subscribe(),
         world.leader.subscribe(),
@@ -138,6 +152,18 @@ async fn trust_bundles_where_they_are_wanted_and_kept() {
     api.put("api/v1/namespaces", namespace("plain", json!({"linkerd.io/inject": "enabled"})));
     eventually("a namespace that asks later", right("plain")).await;
     assert!(api.get(CONFIG_MAPS, "kube-system", "weft-trust-bundle").is_none());
+    // Another root joins: every namespace gets both, and only then it is told.
+    eventually("all have it", || (&**spread.borrow() == BUNDLE).then_some(())).await;
+    let both = format!("{BUNDLE}{BUNDLE}");
+    api.fail("PATCH /api/v1/namespaces/late/configmaps", true);
+    bundle.send_replace(Arc::from(both.as_str()));
+    let has_both = |namespace: &str| api.get(CONFIG_MAPS, namespace, "weft-trust-bundle").unwrap()["data"]["root.pem"] == both;
+    eventually("both roots are written where that goes", || (has_both("shop") && has_both("plain")).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(&**spread.borrow(), BUNDLE, "one namespace lacks it");
+    api.fail("PATCH /api/v1/namespaces/late/configmaps", false);
+    eventually("it is told", || (**spread.borrow() == both).then_some(())).await;
+    assert!(has_both("late"));
 }
 
 #[tokio::test]
