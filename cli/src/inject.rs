@@ -1,10 +1,10 @@
 //! `weft inject`: manifests in, manifests with the sidecar out.
 
 use anyhow::Context as _;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use weft_webhook::offline::{Offline, Output};
+use weft_webhook::offline::{Done, Offline, Output};
 use weft_webhook::{NativeSidecars, Settings};
 
 /// Arguments of `weft inject`.
@@ -12,7 +12,8 @@ use weft_webhook::{NativeSidecars, Settings};
 #[command(
     after_help = "YAML goes to standard output, a line per document to standard error. Documents that are not changed come out \
 byte for byte; in changed ones comments are lost. A workload is injected unless it, or its Namespace among the files, says no. The exit status is 0 \
-only if every document was read and none would be refused at admission.
+only if every document was read and none would be refused at admission; otherwise nothing is printed to standard output, so that a pipe applies all or \
+nothing.
 
 Examples:
   weft inject -f app.yaml | kubectl apply -f -
@@ -104,27 +105,83 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 }
 
 /// Works on each stream and prints: documents to standard output, lines to standard error.
+///
+/// If any document fails, nothing goes to standard output: what stands behind the pipe (`kubectl apply`, mostly) would take a part for the
+/// whole, and apply workloads without the sidecar among those that have it.
 pub(crate) fn print(streams: &[(String, String)], work: impl Fn(&str) -> Output) -> ExitCode {
-    let mut fine = true;
-    let mut begun = false;
+    let (text, lines, failed) = outcome(streams, work);
+    for line in &lines {
+        eprintln!("{line}");
+    }
+    if failed > 0 {
+        let documents = if failed == 1 { "1 document".to_owned() } else { format!("{failed} documents") };
+        eprintln!("error: {documents} failed: nothing is printed, so that nothing is applied in part");
+        return ExitCode::FAILURE;
+    }
+    // A reader that has left (head, say) is no error of ours.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// All the documents, all the lines about them, and how many failed.
+fn outcome(streams: &[(String, String)], work: impl Fn(&str) -> Output) -> (String, Vec<String>, usize) {
+    let (mut text, mut lines, mut failed) = (String::new(), Vec::new(), 0);
     for (name, stream) in streams {
         let out = work(stream);
-        if begun && !out.text.is_empty() && !out.text.starts_with("---") {
-            println!("---");
+        if !text.is_empty() && !out.text.is_empty() && !out.text.starts_with("---") {
+            text.push_str("---\n");
         }
-        begun |= !out.text.is_empty();
-        print!("{}", out.text);
+        text.push_str(&out.text);
         for line in &out.lines {
-            for warning in &line.warnings {
-                eprintln!("warning: {}: {warning}", line.title);
-            }
-            if let weft_webhook::offline::Done::Failed(_) = line.done {
-                eprintln!("error: {name}: {line}");
+            lines.extend(line.warnings.iter().map(|warning| format!("warning: {}: {warning}", line.title)));
+            if let Done::Failed(_) = line.done {
+                failed += 1;
+                lines.push(format!("error: {name}: {line}"));
             } else {
-                eprintln!("{line}");
+                lines.push(line.to_string());
             }
         }
-        fine &= out.is_fine();
     }
-    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    (text, lines, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: NAME, annotations: {weft.mesh/dns-capture: \"VALUE\"}}\n\
+                       spec: {containers: [{name: a, image: x}]}\n";
+
+    fn pod(name: &str, value: &str) -> (String, String) {
+        (format!("{name}.yaml"), POD.replace("NAME", name).replace("VALUE", value))
+    }
+
+    fn injected(streams: &[(String, String)]) -> (String, Vec<String>, usize) {
+        let offline = Offline::new(Settings::default());
+        outcome(streams, |stream| offline.inject(stream))
+    }
+
+    #[test]
+    fn streams_become_one() {
+        let service = ("service.yaml".to_owned(), "kind: Service\nmetadata: {name: s}".to_owned());
+        let (text, lines, failed) = injected(&[pod("one", "true"), service, pod("two", "false")]);
+        assert_eq!(failed, 0);
+        assert_eq!(lines, ["pod/one injected", "service/s skipped: not-a-pod", "pod/two injected"]);
+        let documents = weft_webhook::yaml::split(&text);
+        assert_eq!(documents.len(), 3);
+        assert_eq!(documents[1].trim_start_matches("---\n"), "kind: Service\nmetadata: {name: s}\n");
+    }
+
+    #[test]
+    fn a_failed_document_is_named_with_its_file_and_the_message_of_admission() {
+        let (_, lines, failed) = injected(&[pod("good", "true"), pod("bad", "perhaps"), ("x.yaml".into(), "a: [".into())]);
+        assert_eq!(failed, 2);
+        assert_eq!(lines[0], "pod/good injected");
+        assert!(
+            lines[1].starts_with("error: bad.yaml: pod/bad failed: ") && lines[1].contains("weft.mesh/dns-capture"),
+            "{}",
+            lines[1]
+        );
+        assert!(lines[2].starts_with("error: x.yaml: document failed: "), "{}", lines[2]);
+    }
 }

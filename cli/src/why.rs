@@ -1,5 +1,9 @@
 //! `weft why`: the decision on a pod and each step that led to it, in words: the very code of the webhook, asked about a pod in
 //! the cluster or in a file.
+//!
+//! A manifest is judged as the cluster would judge it at admission, by the settings that are in force there and the namespace that it would go to. Where
+//! no cluster answers, or settings are given with `--config`, it is judged as `weft inject` judges it. What was assumed is
+//! always said.
 
 use crate::inject;
 use anyhow::{Context as _, bail};
@@ -8,7 +12,9 @@ use kube::{Api, Client};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use weft_api::names;
+use weft_webhook::offline::Offline;
 use weft_webhook::{
     ClusterFacts, Context, NamespaceFacts, Origin, Settings, Verdict, decide_from, inject as inject_pod, workload, yaml,
 };
@@ -18,7 +24,8 @@ use weft_webhook::{
 #[command(after_help = "Examples:
   weft why pod/go-app-5d4f8c7b6-x2x9k
   weft why pod/go-app-5d4f8c7b6-x2x9k -n shop
-  weft why -f deployment.yaml")]
+  weft why -f deployment.yaml
+  weft why -f deployment.yaml --config config.yaml")]
 pub(crate) struct Args {
     /// pod/NAME
     #[arg(required_unless_present = "filename", conflicts_with = "filename")]
@@ -32,42 +39,106 @@ pub(crate) struct Args {
     /// Namespace of the control plane, where the settings are
     #[arg(long, default_value = names::CONTROL_NAMESPACE)]
     control_namespace: String,
-    /// A manifest instead of a pod in the cluster, or - for standard input
+    /// A manifest instead of a pod in the cluster, or - for standard input; judged by the cluster's settings if one answers
     #[arg(short = 'f', long = "filename", value_name = "FILE|-")]
     filename: Option<PathBuf>,
+    /// With -f: these settings (the `config.yaml` of the control plane's ConfigMap weft-config), and no cluster is asked
+    #[arg(long, value_name = "FILE", requires = "filename")]
+    config: Option<PathBuf>,
 }
+
+/// How long a cluster may take before a manifest is judged without it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match (&args.target, &args.filename) {
-        (_, Some(file)) => from_file(file),
-        (Some(target), None) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(from_cluster(target, args))
-        }
+        (_, Some(file)) => runtime.block_on(from_file(file, args)),
+        (Some(target), None) => runtime.block_on(from_cluster(target, args)),
         (None, None) => bail!("name a pod, or a file with -f"),
     }
 }
 
-fn from_file(file: &PathBuf) -> anyhow::Result<ExitCode> {
+/// A cluster as far as a decision needs it.
+struct Cluster {
+    client: Client,
+    /// The namespace that objects without one go to.
+    namespace: String,
+    settings: Settings,
+    facts: ClusterFacts,
+}
+
+impl Cluster {
+    async fn connect(args: &Args) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let options = kube::config::KubeConfigOptions { context: args.context.clone(), ..Default::default() };
+        let config = kube::Config::from_kubeconfig(&options).await.context("reading the kubeconfig")?;
+        let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config)?;
+        let version = client.apiserver_version().await.context("asking the cluster for its version")?;
+        let (settings, note) = settings_in_force(&client, &args.control_namespace).await;
+        if let Some(note) = note {
+            eprintln!("note: {note}");
+        }
+        Ok(Self { client, namespace, settings, facts: ClusterFacts::of_version(&version.major, &version.minor) })
+    }
+
+    async fn namespace_facts(&self, name: &str) -> anyhow::Result<Option<NamespaceFacts>> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        Ok(namespaces.get_opt(name).await?.map(|ns| NamespaceFacts {
+            name: name.to_owned(),
+            labels: ns.metadata.labels.unwrap_or_default(),
+            annotations: ns.metadata.annotations.unwrap_or_default(),
+        }))
+    }
+}
+
+async fn from_file(file: &PathBuf, args: &Args) -> anyhow::Result<ExitCode> {
     let streams = inject::read_all(std::slice::from_ref(file))?;
-    let settings = Settings::default();
-    let mut offline = weft_webhook::offline::Offline::new(settings.clone());
+    let cluster = match &args.config {
+        Some(_) => None,
+        None => match tokio::time::timeout(PATIENCE, Cluster::connect(args)).await {
+            Ok(Ok(cluster)) => Some(cluster),
+            Ok(Err(error)) => {
+                eprintln!("note: no cluster is asked ({error:#}): judged as `weft inject` does, by default settings");
+                None
+            }
+            Err(_) => {
+                eprintln!("note: the cluster did not answer in {PATIENCE:?}: judged as `weft inject` does, by default settings");
+                None
+            }
+        },
+    };
+    let settings = match &cluster {
+        Some(cluster) => cluster.settings.clone(),
+        None => inject::settings(args.config.as_deref())?,
+    };
+    let facts = cluster.as_ref().map_or(ClusterFacts { native_sidecars: true, ..ClusterFacts::default() }, |c| c.facts);
+    let mut offline = Offline::new(settings.clone());
     for (_, stream) in &streams {
         offline.note_namespaces(stream);
     }
     for document in streams.iter().flat_map(|(_, stream)| yaml::split(stream)) {
         let object = yaml::read(document).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
         let Some(pod) = workload::pod_pointer(&object).and_then(|p| object.pointer(p)) else { continue };
-        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
-        let known = namespace.and_then(|n| offline.namespaces.get(n));
-        explain(
-            &workload::title(&object),
-            pod,
-            Origin::Offline(known),
-            &settings,
-            ClusterFacts { native_sidecars: true, ..ClusterFacts::default() },
-        );
+        let own = object.pointer("/metadata/namespace").and_then(Value::as_str);
+        let title = workload::title(&object);
+        let Some(cluster) = &cluster else {
+            // As `weft inject` has it: of a namespace that is not among the documents the name counts at least.
+            let by_name = own.map(|name| NamespaceFacts { name: name.to_owned(), ..NamespaceFacts::default() });
+            let known = own.and_then(|n| offline.namespaces.get(n)).or(by_name.as_ref());
+            explain(&title, pod, Origin::Offline(known), &settings, facts, Existing::No);
+            continue;
+        };
+        let name = own.unwrap_or(&cluster.namespace);
+        // A Namespace among the documents is what the cluster is going to have.
+        let known = match offline.namespaces.get(name) {
+            Some(known) => Some(known.clone()),
+            None => cluster.namespace_facts(name).await.with_context(|| format!("namespace {name}"))?,
+        };
+        let origin = known.as_ref().map_or(Origin::Unknown(name), Origin::Admission);
+        explain(&title, pod, origin, &settings, facts, Existing::No);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -78,32 +149,15 @@ async fn from_cluster(target: &str, args: &Args) -> anyhow::Result<ExitCode> {
         Some((kind, _)) => bail!("{kind}: only pods are explained; name one as pod/NAME"),
         None => target,
     };
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let options = kube::config::KubeConfigOptions { context: args.context.clone(), ..Default::default() };
-    let config = kube::Config::from_kubeconfig(&options).await.context("reading the kubeconfig")?;
-    let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config)?;
+    let cluster = Cluster::connect(args).await?;
+    let namespace = &cluster.namespace;
     // Raw, so that nothing of a newer Kubernetes is lost.
     let request =
         kube::api::Request::new(format!("/api/v1/namespaces/{namespace}/pods")).get(name, &kube::api::GetParams::default())?;
-    let pod: Value = client.request(request).await.with_context(|| format!("pod/{name} in namespace {namespace}"))?;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let facts = namespaces.get_opt(&namespace).await?.map(|ns| NamespaceFacts {
-        name: namespace.clone(),
-        labels: ns.metadata.labels.unwrap_or_default(),
-        annotations: ns.metadata.annotations.unwrap_or_default(),
-    });
-    let (settings, note) = settings_in_force(&client, &args.control_namespace).await;
-    if let Some(note) = note {
-        eprintln!("note: {note}");
-    }
-    let version = client.apiserver_version().await?;
-    let cluster = ClusterFacts::of_version(&version.major, &version.minor);
-    let origin = match &facts {
-        Some(facts) => Origin::Admission(facts),
-        None => Origin::Unknown(&namespace),
-    };
-    explain(&format!("pod/{name}"), &pod, origin, &settings, cluster);
+    let pod: Value = cluster.client.request(request).await.with_context(|| format!("pod/{name} in namespace {namespace}"))?;
+    let facts = cluster.namespace_facts(namespace).await?;
+    let origin = facts.as_ref().map_or(Origin::Unknown(namespace), Origin::Admission);
+    explain(&format!("pod/{name}"), &pod, origin, &cluster.settings, cluster.facts, Existing::Yes);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -133,7 +187,14 @@ async fn settings_in_force(client: &Client, namespace: &str) -> (Settings, Optio
     }
 }
 
-fn explain(title: &str, pod: &Value, origin: Origin<'_>, settings: &Settings, cluster: ClusterFacts) {
+/// Whether the pod is there already, with or without its sidecar.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Yes,
+    No,
+}
+
+fn explain(title: &str, pod: &Value, origin: Origin<'_>, settings: &Settings, cluster: ClusterFacts, existing: Existing) {
     let decision = decide_from(pod, origin, settings);
     let carries = has_sidecar(pod);
     let yes = decision.verdict == Verdict::Inject;
@@ -151,8 +212,8 @@ fn explain(title: &str, pod: &Value, origin: Origin<'_>, settings: &Settings, cl
             Err(refusals) => refusals.iter().for_each(|r| println!("  refused: {r}")),
         }
     }
-    match (yes, carries, origin) {
-        (_, _, Origin::Offline(_)) => {}
+    match (yes, carries, existing) {
+        (_, _, Existing::No) => {}
         (true, false, _) => println!(
             "  It has no sidecar all the same: it was created before injection was switched on, or while the webhook was away. Restart its workload."
         ),

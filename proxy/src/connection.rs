@@ -158,9 +158,7 @@ async fn judged(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstr
     let verdict = match reading.await {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(_)) => {
-            context.worker.recorder.tcp_opened(&down);
-            let record = closed(&down, ahead.as_ref(), Some(Flag::DownstreamTermination));
-            context.worker.recorder.connection(&record);
+            context.worker.recorder.refused(&closed(&down, ahead.as_ref(), Some(Flag::DownstreamTermination)));
             if let Some(server) = &ahead {
                 sys::reset_on_close(server);
             }
@@ -236,8 +234,7 @@ async fn opaque(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstr
 
 fn refuse(client: TcpStream, error: &ConnectError, down: Downstream, context: &Context) {
     log::connection_error(&format_args!("{} {}: {error}", down.direction.as_str(), down.peer));
-    context.worker.recorder.tcp_opened(&down);
-    context.worker.recorder.connection(&closed(&down, None, Some(error.flag())));
+    context.worker.recorder.refused(&closed(&down, None, Some(error.flag())));
     // The client sees what it would have seen without a proxy: its connection broken.
     sys::reset_on_close(&client);
 }

@@ -288,6 +288,14 @@ fn a_destination_that_refuses_resets_the_client() {
     let mut client = proxy.connect();
     assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     proxy.expect_metric("weft_proxy_connect_failures_total", " 1");
+    // Opened and closed under the same labels.
+    let page = proxy.get("/stats/prometheus").unwrap();
+    let series = |name: &str| -> Vec<String> {
+        page.lines().filter_map(|line| line.strip_prefix(name)).filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect()
+    };
+    let opened = series("istio_tcp_connections_opened_total");
+    assert!(opened.len() == 1 && opened[0].contains("response_flags=\"UF\""), "{page}");
+    assert_eq!(opened, series("istio_tcp_connections_closed_total"));
 }
 
 #[test]

@@ -104,7 +104,7 @@ async fn inject(State(injector): State<Arc<Injector>>, request: Request) -> Resp
             reason = Reason::InternalError.as_str(),
             "a review made the webhook panic; please report it with the pod"
         );
-        (StatusCode::INTERNAL_SERVER_ERROR, "weft: the review failed inside the webhook; its log says where").into_response()
+        failure(StatusCode::INTERNAL_SERVER_ERROR, "the review failed inside the webhook; its log says where")
     })
 }
 
@@ -115,7 +115,7 @@ async fn serve(injector: &Injector, headers: &HeaderMap, body: Body) -> Response
         Err((status, message)) => {
             injector.metrics.count(Decided::Error, Reason::NotAPod);
             tracing::warn!(status = status.as_u16(), "{message}");
-            return (status, format!("weft: {message}\n")).into_response();
+            return failure(status, &message);
         }
     };
     let (version, request) = match parse(&bytes) {
@@ -123,7 +123,7 @@ async fn serve(injector: &Injector, headers: &HeaderMap, body: Body) -> Response
         Err(message) => {
             injector.metrics.count(Decided::Error, Reason::NotAPod);
             tracing::warn!(status = 400, "{message}");
-            return (StatusCode::BAD_REQUEST, format!("weft: {message}\n")).into_response();
+            return failure(StatusCode::BAD_REQUEST, &message);
         }
     };
     let settings = (injector.settings)();
@@ -145,6 +145,26 @@ async fn serve(injector: &Injector, headers: &HeaderMap, body: Body) -> Response
     );
     let review = json!({"apiVersion": version, "kind": "AdmissionReview", "response": answer.response});
     ([(header::CONTENT_TYPE, "application/json")], review.to_string()).into_response()
+}
+
+/// What can't be answered by a review is answered by an error in Kubernetes' own form, a `Status`: its message is what the API server
+/// shows to whoever made the call that failed (or logs, where the failure policy lets the call go on). Of any other body it shows nothing.
+///
+/// A review of a version that we don't know is among them: an answer in a version whose form nobody has agreed on would not be
+/// understood. The API server sends only versions that the webhook's configuration lists (`admissionReviewVersions`), and
+/// takes an error for a failed call.
+fn failure(code: StatusCode, message: &str) -> Response {
+    let reason = match code {
+        StatusCode::PAYLOAD_TOO_LARGE => "RequestEntityTooLarge",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "UnsupportedMediaType",
+        StatusCode::INTERNAL_SERVER_ERROR => "InternalError",
+        _ => "BadRequest",
+    };
+    let status = json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+        "code": code.as_u16(), "reason": reason, "message": format!("weft: {message}"),
+    });
+    (code, [(header::CONTENT_TYPE, "application/json")], status.to_string()).into_response()
 }
 
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, (StatusCode, String)> {

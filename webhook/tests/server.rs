@@ -142,10 +142,20 @@ async fn what_is_no_review_is_refused_as_http() {
         ("application/json", json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}).to_string(), 400, "request"),
     ] {
         let (got, text) = post(addr, content, body.as_bytes()).await;
-        assert!(got == code && text.contains(words), "{got} {text} for {body}");
+        let status: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text} for {body}"));
+        assert_eq!(
+            (got, &status["code"], &status["kind"], &status["status"]),
+            (code, &json!(code), &json!("Status"), &json!("Failure"))
+        );
+        let message = status["message"].as_str().unwrap();
+        assert!(message.starts_with("weft: ") && message.contains(words), "{message} for {body}");
     }
     let (got, _) = post(addr, "application/json", &vec![b' '; LIMIT + 1]).await;
     assert_eq!(got, 413);
+    // The typed form reads it, as the API server does.
+    let (_, text) = post(addr, "application/json", v2.to_string().as_bytes()).await;
+    let status: k8s_openapi::apimachinery::pkg::apis::meta::v1::Status = serde_json::from_str(&text).unwrap();
+    assert_eq!(status.reason.as_deref(), Some("BadRequest"));
     // Just below the limit it is read.
     let mut large = good.to_string().into_bytes();
     large.resize(LIMIT, b' ');

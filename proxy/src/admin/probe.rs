@@ -121,22 +121,12 @@ async fn grpc_health(settings: &Settings, grpc: &Grpc) -> anyhow::Result<StatusC
     let stream = app::connect(settings, "", grpc.port).await.context("connecting")?;
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    // grpc.health.v1.HealthCheckRequest{service = 1}, in a frame.
-    let mut message = BytesMut::new();
-    if !grpc.service.is_empty() {
-        message.put_u8(0x0a);
-        message.put_u8(u8::try_from(grpc.service.len()).ok().filter(|n| *n < 128).context("the service's name is too long")?);
-        message.put_slice(grpc.service.as_bytes());
-    }
-    let mut frame = BytesMut::new();
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.len())?);
-    frame.put_slice(&message);
+    let frame = check_request(&grpc.service)?;
     let request = Request::post(format!("http://localhost:{}/grpc.health.v1.Health/Check", grpc.port))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("user-agent", concat!("weft-proxy/", env!("CARGO_PKG_VERSION")))
-        .body(Full::new(frame.freeze()))?;
+        .body(Full::new(frame))?;
     let response = sender.send_request(request).await?;
     let early = response.headers().get("grpc-status").cloned();
     let body = response.into_body().collect().await?;
@@ -148,6 +138,27 @@ async fn grpc_health(settings: &Settings, grpc: &Grpc) -> anyhow::Result<StatusC
     // HealthCheckResponse{status = 1}: SERVING is 1.
     ensure!(bytes.get(5..7) == Some(&[0x08, 0x01]), "the app is not serving");
     Ok(StatusCode::OK)
+}
+
+/// grpc.health.v1.HealthCheckRequest{service = 1}, in a frame.
+fn check_request(service: &str) -> anyhow::Result<Bytes> {
+    let mut message = BytesMut::new();
+    if !service.is_empty() {
+        message.put_u8(0x0a);
+        // The length as a varint: seven bits at a time, the lowest first.
+        let mut rest = service.len();
+        while rest >= 0x80 {
+            message.put_u8((rest & 0x7f) as u8 | 0x80);
+            rest >>= 7;
+        }
+        message.put_u8(rest as u8);
+        message.put_slice(service.as_bytes());
+    }
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len())?);
+    frame.put_slice(&message);
+    Ok(frame.freeze())
 }
 
 /// TLS to the app, whose certificate nobody verifies, as the kubelet doesn't.
@@ -203,6 +214,19 @@ impl ServerCertVerifier for Anyone {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_health_check_s_request_names_services_of_any_length() {
+        assert_eq!(&check_request("").unwrap()[..], [0; 5]);
+        assert_eq!(&check_request("ab").unwrap()[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        for (length, varint) in [(127, &[127][..]), (128, &[0x80, 1]), (300, &[0xac, 2]), (20_000, &[0xa0, 0x9c, 1])] {
+            let frame = check_request(&"s".repeat(length)).unwrap();
+            let size = u32::from_be_bytes(frame[1..5].try_into().unwrap()) as usize;
+            assert_eq!((size, frame[5]), (frame.len() - 5, 0x0a));
+            assert_eq!(&frame[6..6 + varint.len()], varint, "{length}");
+            assert_eq!(frame.len(), 6 + varint.len() + length);
+        }
+    }
 
     #[test]
     fn redirects_stay_on_the_host() {

@@ -162,6 +162,15 @@ impl Recorder {
         });
     }
 
+    /// Counts an opaque connection that was over before it was open to a destination: under one flag both times, so that what was
+    /// opened and what was closed agree.
+    pub fn refused(&self, record: &ConnectionRecord) {
+        self.with_tcp(&record.downstream, record.flag, |series| {
+            series.opened.inc();
+        });
+        self.connection(record);
+    }
+
     /// Counts an opaque connection that is over.
     pub fn connection(&self, record: &ConnectionRecord) {
         self.with_tcp(&record.downstream, record.flag, |series| {
