@@ -5,11 +5,14 @@
 
 pub mod app;
 mod probe;
+mod state;
 
+use crate::directory::Directory;
 use crate::inbound::Config;
 use crate::run::Control;
 use crate::settings::Settings;
 use crate::telemetry::Metrics;
+use crate::tls::identity::Holder;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -37,6 +40,10 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The process.
     pub control: Control,
+    /// What is known of destinations.
+    pub directory: Arc<Directory>,
+    /// The certificate, if there is a control plane to give one.
+    pub identity: Option<Arc<Holder>>,
     /// Changes the log filter; an error says what is wrong with it.
     pub relog: Relog,
 }
@@ -96,7 +103,9 @@ async fn answer(admin: &Admin, request: Request<Incoming>, peer: SocketAddr) -> 
             reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
         }
         "/config" => {
-            let all = serde_json::json!({"settings": *admin.settings, "inbound": **admin.config.load()});
+            let mut all = serde_json::json!({"settings": *admin.settings, "inbound": **admin.config.load()});
+            all["certificate"] = state::certificate(admin.identity.as_deref());
+            all["destinations"] = state::destinations(&admin.directory);
             reply(StatusCode::OK, "application/json", serde_json::to_vec_pretty(&all).unwrap_or_default())
         }
         "/quitquitquit" | "/drain" | "/logging" => match change(admin, &request, peer) {

@@ -1,6 +1,9 @@
 //! What is known of an accepted connection: plain data, copied wherever it is needed.
 
+use crate::balance::Route;
+use crate::tls::IdentitySet;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Which way a connection goes, seen from the pod.
@@ -40,6 +43,27 @@ pub struct Downstream {
     pub direction: Direction,
     /// When it was accepted.
     pub accepted: Instant,
+    /// Who the client proved to be by mutual TLS; none: plaintext (outbound connections are the app's own and always so).
+    pub principal: Option<IdentitySet>,
     /// The configuration fixes where connections of this listener go ([`OrigDst`] is then that address).
     pub fixed: bool,
+}
+
+/// An accepted connection with all that was found out about it: what its requests share.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The connection.
+    pub down: Downstream,
+    /// The client's SPIFFE id, if it proved one.
+    pub caller: Option<Rc<str>>,
+    /// The server name in the ClientHello of the app's own TLS.
+    pub server_name: Option<Rc<str>>,
+    /// Outbound: what is known of where it goes.
+    pub route: Option<Rc<Route>>,
+}
+
+impl From<Downstream> for Arrival {
+    fn from(down: Downstream) -> Self {
+        Self { down, caller: None, server_name: None, route: None }
+    }
 }

@@ -1,24 +1,25 @@
 //! The life of an accepted connection, top to bottom: find out where it goes and what it speaks, then hand it to HTTP or
-//! carry its bytes.
+//! carry its bytes. What comes in for the app passes [`inbound`] first, which tells mutual TLS, plaintext and the app's own TLS apart.
 
-use crate::conn::{Direction, Downstream};
-use crate::detect::{self, Leaning, Verdict};
+mod inbound;
+
+use crate::balance::{Pick, Picked};
+use crate::conn::{Arrival, Direction, Downstream};
+use crate::detect::{self, Hello, Leaning, Verdict};
 use crate::http::{self, HttpVersion};
-use crate::inbound::Config;
-use crate::io::Prefixed;
+use crate::io::{Prefixed, Stream};
 use crate::log;
 use crate::settings::{Listener, Protocol};
 use crate::sys::{self, Pipes};
 use crate::telemetry::{ConnectionRecord, Detected, Flag};
-use crate::upstream::{self, ConnectError};
+use crate::tls::Alpn;
+use crate::upstream::{self, ConnectError, ENDPOINTS};
 use crate::worker::Worker;
-use arc_swap::ArcSwap;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::TcpStream;
 
@@ -27,8 +28,6 @@ use tokio::net::TcpStream;
 pub struct Context {
     /// The worker.
     pub worker: Rc<Worker>,
-    /// What is known of the pod.
-    pub config: Arc<ArcSwap<Config>>,
     /// Free pipes.
     pub pipes: Pipes,
     /// How many clients are served.
@@ -57,14 +56,33 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<Listener>, 
         return sys::reset_on_close(&stream);
     }
     let declared = declared(&listener, &down, &context);
-    let io = Prefixed::new(bytes::Bytes::new(), stream);
+    let io = Prefixed::new(Bytes::new(), Stream::from(stream));
+    let arrival = Arrival::from(down);
+    match down.direction {
+        Direction::Outbound => outbound(io, declared, arrival, &context).await,
+        Direction::Inbound => inbound::serve(io, declared, arrival, &context).await,
+    }
+}
+
+/// The app's own connections: what is known of the destination says what is spoken, and who has to be there.
+async fn outbound(io: Prefixed<Stream>, declared: Protocol, mut arrival: Arrival, context: &Context) {
+    arrival.route = context.worker.routes.to(arrival.down.original.0).await;
+    let declared = match &arrival.route {
+        Some(route) if declared == Protocol::Detect => route.protocol(),
+        _ => declared,
+    };
+    dispatch(io, declared, arrival, context).await;
+}
+
+/// Hands a connection on by what is declared.
+async fn dispatch(io: Prefixed<Stream>, declared: Protocol, arrival: Arrival, context: &Context) {
     match declared {
-        Protocol::Tcp => opaque(io, None, down, Detected::Tcp, &context).await,
-        Protocol::Http => http(io, HttpVersion::Auto, Detected::Http1, down, &context).await,
-        Protocol::Http1 => http(io, HttpVersion::H1, Detected::Http1, down, &context).await,
-        Protocol::Http2 => http(io, HttpVersion::H2, Detected::Http2, down, &context).await,
+        Protocol::Tcp => opaque(io, None, arrival, Detected::Tcp, context).await,
+        Protocol::Http => http(io, HttpVersion::Auto, Detected::Http1, arrival, context).await,
+        Protocol::Http1 => http(io, HttpVersion::H1, Detected::Http1, arrival, context).await,
+        Protocol::Http2 => http(io, HttpVersion::H2, Detected::Http2, arrival, context).await,
         // The server name is the client's to send first; a client that doesn't is carried all the same.
-        Protocol::Tls | Protocol::Detect => detected(io, down, &context).await,
+        Protocol::Tls | Protocol::Detect => detected(io, declared, arrival, context).await,
     }
 }
 
@@ -81,6 +99,7 @@ fn describe(stream: &TcpStream, peer: SocketAddr, listener: &Listener, worker: &
         original,
         direction: listener.direction,
         accepted: Instant::now(),
+        principal: None,
         fixed: listener.upstream.is_some(),
     })
 }
@@ -93,138 +112,176 @@ fn declared(listener: &Listener, down: &Downstream, context: &Context) -> Protoc
     } else if context.worker.settings.is_opaque(port) {
         Protocol::Tcp
     } else if down.direction == Direction::Inbound {
-        context.config.load().protocol(port)
+        context.worker.config.load().protocol(port)
     } else {
         Protocol::Detect
     }
 }
 
-async fn http(io: Prefixed<TcpStream>, version: HttpVersion, kind: Detected, down: Downstream, context: &Context) {
-    context.worker.recorder.connection_kind(down.direction, kind);
+async fn http(io: Prefixed<Stream>, version: HttpVersion, kind: Detected, arrival: Arrival, context: &Context) {
+    context.worker.recorder.connection_kind(arrival.down.direction, kind);
     // Boxed: the future of an opaque connection need not be as large as that of an HTTP one.
-    Box::pin(http::serve(io, version, down, Rc::clone(&context.worker))).await;
+    Box::pin(http::serve(io, version, arrival, Rc::clone(&context.worker))).await;
 }
 
-async fn detected(io: Prefixed<TcpStream>, down: Downstream, context: &Context) {
-    let (_, client) = io.into_parts();
+/// Finds out what is spoken, from whoever speaks first.
+async fn detected(mut client: Prefixed<Stream>, declared: Protocol, arrival: Arrival, context: &Context) {
     let timeouts = &context.worker.settings.timeouts;
     let mut ahead = None;
-    if tokio::time::timeout(timeouts.detect_silence, speaks(&client)).await.is_err() {
+    if tokio::time::timeout(timeouts.detect_silence, client.speaks()).await.is_err() {
         // A silent client: maybe the server is to speak first. Whoever does decides.
-        let connecting = async {
-            let plan = upstream::plan(&context.worker, &down);
-            let server = upstream::connect(&context.worker, &plan).await?;
-            Ok::<_, ConnectError>(server)
-        };
-        let mut connecting = std::pin::pin!(connecting);
-        let client_first = tokio::select! {
-            biased;
-            () = speaks(&client) => true,
-            result = &mut connecting => {
-                match result {
-                    Ok(server) => ahead = Some(server),
-                    Err(error) => return refuse(client, &error, down, context),
-                }
-                false
+        let connected = {
+            let mut connecting = std::pin::pin!(connect(&arrival, Alpn::Detect, context));
+            tokio::select! {
+                biased;
+                () = client.speaks() => None,
+                result = &mut connecting => Some(result),
             }
         };
-        if !client_first && let Some(server) = ahead.take() {
+        let server = match connected {
+            None => None,
+            Some(Ok(server)) => Some(server),
+            Some(Err(error)) => return refuse(client, &error, &arrival.down, context),
+        };
+        if let Some(mut server) = server {
             let server_first = tokio::select! {
                 biased;
-                () = speaks(&client) => false,
-                () = speaks(&server) => true,
+                () = client.speaks() => false,
+                () = server.io.speaks() => true,
             };
-            let io = Prefixed::new(bytes::Bytes::new(), client);
             if server_first {
-                return opaque(io, Some(server), down, Detected::ServerFirst, context).await;
+                return opaque(client, Some(server), arrival, Detected::ServerFirst, context).await;
             }
-            return judged(io, Some(server), down, context).await;
+            ahead = Some(server);
         }
     }
-    judged(Prefixed::new(bytes::Bytes::new(), client), ahead, down, context).await;
-}
-
-/// Waits until a side has sent something, has ended or is broken, and takes nothing from it. Readiness alone does not say
-/// so: a new socket counts as ready until a read has found nothing.
-async fn speaks(stream: &TcpStream) {
-    let _ = stream.peek(&mut [0]).await;
+    judged(client, ahead, declared, arrival, context).await;
 }
 
 /// Reads what the client says first and acts on it.
-async fn judged(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstream, context: &Context) {
-    let (_, client) = io.into_parts();
+async fn judged(
+    mut client: Prefixed<Stream>,
+    ahead: Option<Server>,
+    declared: Protocol,
+    mut arrival: Arrival,
+    context: &Context,
+) {
     let mut seen = BytesMut::new();
-    let reading = tokio::time::timeout(context.worker.settings.timeouts.detect, first_bytes(&client, &mut seen));
-    let verdict = match reading.await {
+    // Mutual TLS inside mutual TLS is not ours.
+    let ours = inbound::terminates(&arrival.down, context);
+    let judge = |bytes: &[u8]| if declared == Protocol::Tcp { detect::tls_or_opaque(bytes) } else { detect::judge(bytes) };
+    let patience = context.worker.settings.timeouts.detect;
+    let verdict = match tokio::time::timeout(patience, first_bytes(&mut client, &mut seen, judge)).await {
         Ok(Ok(verdict)) => verdict,
         Ok(Err(_)) => {
-            context.worker.recorder.refused(&closed(&down, ahead.as_ref(), Some(Flag::DownstreamTermination)));
+            context.worker.recorder.refused(&closed(&arrival.down, ahead.as_ref(), Some(Flag::DownstreamTermination)));
             if let Some(server) = &ahead {
-                sys::reset_on_close(server);
+                sys::reset_on_close(server.io.get_ref().tcp());
             }
-            return sys::reset_on_close(&client);
+            return sys::reset_on_close(client.get_ref().tcp());
         }
-        Err(_) => match detect::judge(&seen) {
+        Err(_) => match judge(&seen) {
             Verdict::More(Leaning::Http1) => Verdict::Http1,
-            Verdict::More(Leaning::Tls) => Verdict::Tls(None),
+            Verdict::More(Leaning::Tls) => Verdict::Tls(Hello::default()),
             Verdict::More(Leaning::Opaque) => Verdict::Opaque,
             verdict => verdict,
         },
     };
-    let io = Prefixed::new(seen.freeze(), client);
+    let (_, stream) = client.into_parts();
+    let io = Prefixed::new(seen.freeze(), stream);
     match verdict {
         Verdict::Http1 => {
             drop(ahead);
-            http(io, HttpVersion::H1, Detected::Http1, down, context).await;
+            http(io, HttpVersion::H1, Detected::Http1, arrival, context).await;
         }
         Verdict::Http2 => {
             drop(ahead);
-            http(io, HttpVersion::H2, Detected::Http2, down, context).await;
+            http(io, HttpVersion::H2, Detected::Http2, arrival, context).await;
         }
-        Verdict::Tls(server_name) => {
-            tracing::debug!(peer = %down.peer, destination = %down.original.0, ?server_name, "TLS is passed through");
-            opaque(io, ahead, down, Detected::Tls, context).await;
+        Verdict::Tls(hello) if hello.mesh && ours => {
+            drop(ahead);
+            inbound::secure(io, declared, arrival, context).await;
         }
-        Verdict::Opaque | Verdict::More(_) => opaque(io, ahead, down, Detected::Tcp, context).await,
+        Verdict::Tls(hello) => {
+            tracing::debug!(peer = %arrival.down.peer, destination = %arrival.down.original.0, ?hello, "TLS is passed through");
+            arrival.server_name = hello.server_name.map(Rc::from);
+            opaque(io, ahead, arrival, Detected::Tls, context).await;
+        }
+        Verdict::Opaque | Verdict::More(_) => opaque(io, ahead, arrival, Detected::Tcp, context).await,
     }
 }
 
 /// Reads until there is a verdict or the client has ended its stream. What was read is in `seen`, whatever becomes of the
 /// future.
-async fn first_bytes(client: &TcpStream, seen: &mut BytesMut) -> io::Result<Verdict> {
+async fn first_bytes(
+    client: &mut Prefixed<Stream>,
+    seen: &mut BytesMut,
+    judge: impl Fn(&[u8]) -> Verdict,
+) -> io::Result<Verdict> {
     loop {
-        client.readable().await?;
-        seen.reserve(1024);
-        match client.try_read_buf(seen) {
-            Ok(0) => return Ok(Verdict::Opaque),
-            Ok(_) => match detect::judge(seen) {
-                Verdict::More(_) => {}
-                verdict => return Ok(verdict),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        if client.look(seen).await? == 0 {
+            return Ok(Verdict::Opaque);
+        }
+        match judge(seen) {
+            Verdict::More(_) => {}
+            verdict => return Ok(verdict),
+        }
+    }
+}
+
+/// A connection to a destination, and the endpoint's count.
+struct Server {
+    io: Prefixed<Stream>,
+    address: SocketAddr,
+    picked: Option<Picked>,
+}
+
+/// Connects where an opaque connection goes: to the address itself, or to an endpoint; to another one if that can't be connected.
+async fn connect(arrival: &Arrival, alpn: Alpn, context: &Context) -> Result<Server, ConnectError> {
+    let worker = &context.worker;
+    let mut not = None;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let picked = match arrival.route.as_ref().map(|route| route.pick(&worker.routes, not)) {
+            None => None,
+            Some(Pick::Through) => {
+                worker.recorder.unresolved();
+                None
+            }
+            Some(Pick::Endpoint(picked)) => Some(picked),
+            Some(Pick::Nobody(host)) => return Err(ConnectError::Nobody(host)),
+        };
+        let plan = match &picked {
+            Some(picked) => upstream::to_endpoint(picked.endpoint()),
+            None => upstream::plan(worker, &arrival.down),
+        };
+        match upstream::open(worker, &plan, alpn).await {
+            Ok(stream) => return Ok(Server { io: Prefixed::new(Bytes::new(), stream), address: plan.target, picked }),
+            Err(error) if picked.is_some() && error.is_of_endpoint() && attempts < ENDPOINTS => not = Some(plan.target),
             Err(error) => return Err(error),
         }
     }
 }
 
 /// Carries bytes that are not looked into.
-async fn opaque(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstream, kind: Detected, context: &Context) {
+async fn opaque(io: Prefixed<Stream>, ahead: Option<Server>, arrival: Arrival, kind: Detected, context: &Context) {
     let worker = &context.worker;
+    let down = &arrival.down;
     worker.recorder.connection_kind(down.direction, kind);
-    let (prefix, client) = io.into_parts();
     let server = match ahead {
         Some(server) => server,
-        None => match upstream::connect(worker, &upstream::plan(worker, &down)).await {
+        None => match connect(&arrival, Alpn::Tcp, context).await {
             Ok(server) => server,
-            Err(error) => return refuse(client, &error, down, context),
+            Err(error) => return refuse(io, &error, down, context),
         },
     };
-    let upstream = server.peer_addr().ok();
-    worker.recorder.tcp_opened(&down);
-    let outcome = crate::tcp::carry(&prefix, client, server, &context.pipes).await;
+    worker.recorder.tcp_opened(down);
+    let Server { io: upstream, address, picked: _picked } = server;
+    let outcome = crate::tcp::carry(io, upstream, &context.pipes, unwelcome(worker, down)).await;
     worker.recorder.connection(&ConnectionRecord {
         downstream: down,
-        upstream,
+        upstream: Some(address),
         flag: outcome.flag,
         duration: down.accepted.elapsed(),
         received: outcome.received,
@@ -232,17 +289,33 @@ async fn opaque(io: Prefixed<TcpStream>, ahead: Option<TcpStream>, down: Downstr
     });
 }
 
-fn refuse(client: TcpStream, error: &ConnectError, down: Downstream, context: &Context) {
-    log::connection_error(&format_args!("{} {}: {error}", down.direction.as_str(), down.peer));
-    context.worker.recorder.refused(&closed(&down, None, Some(error.flag())));
-    // The client sees what it would have seen without a proxy: its connection broken.
-    sys::reset_on_close(&client);
+/// Resolves when the configuration has not taken the connection for as long as a drain may last. An opaque connection can't be told to end.
+async fn unwelcome(worker: &Worker, down: &Downstream) -> Flag {
+    if down.direction == Direction::Outbound {
+        std::future::pending::<()>().await;
+    }
+    let mut watch = worker.drain.clone();
+    let taken = || worker.config.load().takes(down);
+    loop {
+        watch.when(|| !taken()).await;
+        tokio::select! {
+            () = tokio::time::sleep(worker.settings.timeouts.drain) => return Flag::PlaintextRefused,
+            () = watch.when(taken) => {}
+        }
+    }
 }
 
-fn closed(down: &Downstream, server: Option<&TcpStream>, flag: Option<Flag>) -> ConnectionRecord {
+fn refuse(client: Prefixed<Stream>, error: &ConnectError, down: &Downstream, context: &Context) {
+    log::connection_error(&format_args!("{} {}: {error}", down.direction.as_str(), down.peer));
+    context.worker.recorder.refused(&closed(down, None, Some(error.flag())));
+    // The client sees what it would have seen without a proxy: its connection broken.
+    sys::reset_on_close(client.get_ref().tcp());
+}
+
+fn closed<'a>(down: &'a Downstream, server: Option<&Server>, flag: Option<Flag>) -> ConnectionRecord<'a> {
     ConnectionRecord {
-        downstream: *down,
-        upstream: server.and_then(|server| server.peer_addr().ok()),
+        downstream: down,
+        upstream: server.map(|server| server.address),
         flag,
         duration: down.accepted.elapsed(),
         received: 0,

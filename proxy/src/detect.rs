@@ -3,6 +3,8 @@
 //! A verdict is only `More` while the bytes are a proper beginning of something that is told apart; the first byte that
 //! fits nothing makes it [`Verdict::Opaque`], so that a protocol we don't know is held up as briefly as can be.
 
+use weft_api::names;
+
 /// HTTP/2's connection preface (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest method that is taken for one.
@@ -21,10 +23,19 @@ pub enum Verdict {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
-    /// A TLS ClientHello, with its server name.
-    Tls(Option<String>),
+    /// A TLS ClientHello.
+    Tls(Hello),
     /// Anything else.
     Opaque,
+}
+
+/// What counts of a ClientHello.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// The server name.
+    pub server_name: Option<String>,
+    /// It names one of the mesh's protocols: a peer's mutual TLS, not the app's own.
+    pub mesh: bool,
 }
 
 /// What an unfinished beginning most likely is.
@@ -48,6 +59,11 @@ pub fn judge(bytes: &[u8]) -> Verdict {
         return tls(bytes);
     }
     http1(bytes)
+}
+
+/// As [`judge`], where only TLS is told apart: on a port that is declared opaque.
+pub fn tls_or_opaque(bytes: &[u8]) -> Verdict {
+    if bytes.first() == Some(&0x16) { tls(bytes) } else { Verdict::Opaque }
 }
 
 fn http1(bytes: &[u8]) -> Verdict {
@@ -87,7 +103,7 @@ fn tls(bytes: &[u8]) -> Verdict {
     let complete = loop {
         // Record header: type, version (major 3), length.
         if rest.iter().zip([0x16, 3]).any(|(have, want)| *have != want) {
-            return if handshake.is_empty() { Verdict::Opaque } else { Verdict::Tls(None) };
+            return if handshake.is_empty() { Verdict::Opaque } else { Verdict::Tls(Hello::default()) };
         }
         let Some((header, body)) = rest.split_at_checked(5) else { break false };
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
@@ -111,40 +127,61 @@ fn tls(bytes: &[u8]) -> Verdict {
         }
     };
     if complete {
-        Verdict::Tls(server_name(&handshake[4..]))
+        Verdict::Tls(hello(&handshake[4..]).unwrap_or_default())
     } else if bytes.len() > HELLO {
-        Verdict::Tls(None)
+        Verdict::Tls(Hello::default())
     } else {
         Verdict::More(if bytes.len() >= 6 { Leaning::Tls } else { Leaning::Opaque })
     }
 }
 
-/// The `server_name` extension of a ClientHello's body (RFC 6066, section 3).
-fn server_name(hello: &[u8]) -> Option<String> {
-    let rest = hello.get(34..)?;
+/// What counts of a ClientHello's body (RFC 8446, section 4.1.2). None: it is malformed.
+fn hello(body: &[u8]) -> Option<Hello> {
+    let rest = body.get(34..)?;
     let (_session, rest) = vector(rest, 1)?;
     let (_suites, rest) = vector(rest, 2)?;
     let (_compression, rest) = vector(rest, 1)?;
-    let (mut extensions, _) = vector(rest, 2)?;
+    let mut hello = Hello::default();
+    // Before extensions there were none.
+    let Some((mut extensions, _)) = vector(rest, 2) else { return Some(hello) };
     while extensions.len() >= 4 {
         let kind = u16::from_be_bytes([extensions[0], extensions[1]]);
         let (body, rest) = vector(&extensions[2..], 2)?;
         extensions = rest;
-        if kind != 0 {
-            continue;
+        match kind {
+            0 => hello.server_name = server_name(body),
+            16 => hello.mesh = names_mesh(body),
+            _ => {}
         }
-        let (mut names, _) = vector(body, 2)?;
-        while let Some((&kind, rest)) = names.split_first() {
-            let (name, rest) = vector(rest, 2)?;
-            names = rest;
-            if kind == 0 {
-                let name = std::str::from_utf8(name).ok()?;
-                let proper = !name.is_empty() && name.len() <= 255 && name.bytes().all(|b| b.is_ascii_graphic());
-                return proper.then(|| name.to_ascii_lowercase());
-            }
+    }
+    Some(hello)
+}
+
+/// The `server_name` extension (RFC 6066, section 3).
+fn server_name(body: &[u8]) -> Option<String> {
+    let (mut names, _) = vector(body, 2)?;
+    while let Some((&kind, rest)) = names.split_first() {
+        let (name, rest) = vector(rest, 2)?;
+        names = rest;
+        if kind == 0 {
+            let name = std::str::from_utf8(name).ok()?;
+            let proper = !name.is_empty() && name.len() <= 255 && name.bytes().all(|b| b.is_ascii_graphic());
+            return proper.then(|| name.to_ascii_lowercase());
         }
     }
     None
+}
+
+/// Whether the `application_layer_protocol_negotiation` extension (RFC 7301, section 3.1) names a protocol of the mesh.
+fn names_mesh(body: &[u8]) -> bool {
+    let Some((mut protocols, _)) = vector(body, 2) else { return false };
+    while let Some((protocol, rest)) = vector(protocols, 1) {
+        if names::MESH_ALPNS.contains(&protocol) {
+            return true;
+        }
+        protocols = rest;
+    }
+    false
 }
 
 /// Splits a vector with a length of `width` bytes off.
@@ -227,7 +264,7 @@ mod tests {
         let cases: [(&[u8], Verdict); 4] = [
             (b"DELETE /a/b?c HTTP/1.1\r\n", Verdict::Http1),
             (PREFACE, Verdict::Http2),
-            (&tls, Verdict::Tls(Some("app.example".into()))),
+            (&tls, Verdict::Tls(Hello { server_name: Some("app.example".into()), mesh: false })),
             (b"PUT /x HTTP/1.1\n", Verdict::Http1),
         ];
         for (bytes, verdict) in cases {
@@ -243,7 +280,7 @@ mod tests {
         assert_eq!(judge(b"GET /a"), Verdict::More(Leaning::Http1));
         assert_eq!(judge(b"GET"), Verdict::More(Leaning::Opaque));
         assert_eq!(judge(&records(&hello(None), 900)[..20]), Verdict::More(Leaning::Tls));
-        assert_eq!(judge(&records(&hello(None), 900)), Verdict::Tls(None));
+        assert_eq!(judge(&records(&hello(None), 900)), Verdict::Tls(Hello::default()));
         let long = [b"GET /".to_vec(), vec![b'a'; LINE + 1]].concat();
         assert_eq!(judge(&long), Verdict::Http1);
     }

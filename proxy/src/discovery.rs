@@ -1,119 +1,168 @@
 //! The client of the control plane: one gRPC stream by which the proxy says who it is and learns what its own pod's ports
-//! speak.
+//! speak, what stands behind the addresses that its app connects to, and whose certificates to believe.
 //!
 //! It runs beside the traffic, never in its way: without a control plane, at the start or for ever, the proxy
 //! forwards by what it detects. What it has learnt it keeps. A message that it can't use is refused as a whole, with the reason,
 //! and the last good configuration stays. Reconnecting backs off with jitter, so that a thousand proxies don't come at once.
 
+use crate::control::{self, Backoff};
+use crate::directory::{Destination, Directory, Wish};
+use crate::drain::Drain;
 use crate::inbound::Config;
 use crate::settings::{Control, Settings};
 use crate::telemetry::Metrics;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use weft_api::wire::discovery_client::DiscoveryClient;
-use weft_api::wire::{Ack, Hello, ProxyMessage, control_message, proxy_message};
+use weft_api::wire::{Ack, ControlMessage, Hello, ProxyMessage, TrustBundle, Unwatch, Watch, control_message, proxy_message};
 
-const CONNECT: Duration = Duration::from_secs(5);
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A stream that stood this long makes the next wait short again.
 const STOOD: Duration = Duration::from_secs(60);
+/// How often destinations that nobody uses are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Messages that wait to be sent.
+const QUEUE: usize = 64;
 
-/// Keeps the configuration as the control plane says, for ever.
-pub async fn run(control: Control, settings: Arc<Settings>, config: Arc<ArcSwap<Config>>, metrics: Arc<Metrics>) {
-    let mut wait = FIRST_WAIT;
-    let mut said: Option<String> = None;
-    loop {
-        let started = tokio::time::Instant::now();
-        let ended = attach(&control, &settings, &config, &metrics, &mut said).await;
-        metrics.control_connected.set(0);
-        if let Err(error) = ended {
-            let text = format!("{error:#}");
-            // The same trouble is said once, not every few seconds for days.
-            if said.as_deref() != Some(&text) {
-                tracing::warn!("the control plane {} can't be reached, forwarding goes on: {text}", control.address);
-                said = Some(text);
+/// What the client of the control plane keeps up to date.
+pub struct Client {
+    /// Where the control plane is.
+    pub control: Control,
+    /// Who we are.
+    pub settings: Arc<Settings>,
+    /// The pod's own configuration.
+    pub config: Arc<ArcSwap<Config>>,
+    /// Destinations.
+    pub directory: Arc<Directory>,
+    /// What is asked about them.
+    pub wishes: mpsc::UnboundedReceiver<Wish>,
+    /// The trust bundle.
+    pub trust: watch::Sender<Option<TrustBundle>>,
+    /// Connections are told of a new configuration.
+    pub drain: Drain,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Client {
+    /// Keeps everything as the control plane says, for ever.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        let mut said: Option<String> = None;
+        loop {
+            let started = tokio::time::Instant::now();
+            let ended = self.attach(&mut said).await;
+            self.metrics.control_connected.set(0);
+            self.directory.connected(false);
+            if let Err(error) = ended {
+                let text = format!("{error:#}");
+                // The same trouble is said once, not every few seconds for days.
+                if said.as_deref() != Some(&text) {
+                    tracing::warn!("the control plane {} can't be reached, forwarding goes on: {text}", self.control.address);
+                    said = Some(text);
+                }
+            }
+            if started.elapsed() > STOOD {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+
+    async fn attach(&mut self, said: &mut Option<String>) -> anyhow::Result<()> {
+        let (channel, bearer) = control::connect(&self.control).await?;
+        let mut client = DiscoveryClient::with_interceptor(channel, bearer);
+        let (send, receive) = mpsc::channel(QUEUE);
+        send.send(message(proxy_message::Kind::Hello(hello(&self.settings)))).await?;
+        let mut stream = client.attach(ReceiverStream::new(receive)).await?.into_inner();
+        self.metrics.control_connected.set(1);
+        tracing::info!("attached to the control plane {}", self.control.address);
+        *said = None;
+        // Wishes of before are in the list of all.
+        while self.wishes.try_recv().is_ok() {}
+        let mut again = self.directory.connected(true);
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                update = stream.message() => {
+                    let Some(update) = update? else { bail!("it ended the stream") };
+                    let version = update.version;
+                    let error = self.take(update);
+                    send.send(message(proxy_message::Kind::Ack(Ack { version, error }))).await?;
+                }
+                // What was known before the connection, as fast as the other side takes it.
+                permit = send.reserve(), if !again.is_empty() => {
+                    if let Some(address) = again.pop() {
+                        permit?.send(watch_message(address));
+                    }
+                }
+                Some(wish) = self.wishes.recv() => {
+                    let wish = match wish {
+                        Wish::Watch(address) => watch_message(address),
+                        Wish::Unwatch(address) => {
+                            again.retain(|other| *other != address);
+                            message(proxy_message::Kind::Unwatch(Unwatch { address: address.to_string() }))
+                        }
+                    };
+                    send.send(wish).await?;
+                }
+                _ = sweep.tick() => self.directory.sweep(),
             }
         }
-        if started.elapsed() > STOOD {
-            wait = FIRST_WAIT;
-        }
-        tokio::time::sleep(wait.mul_f64(jitter())).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
-}
 
-/// Between 0.5 and 1.5, from the clock: good enough to spread proxies.
-fn jitter() -> f64 {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-    0.5 + f64::from(nanos % 1_000_000) / 1_000_000.0
-}
-
-async fn attach(
-    control: &Control,
-    settings: &Settings,
-    config: &ArcSwap<Config>,
-    metrics: &Metrics,
-    said: &mut Option<String>,
-) -> anyhow::Result<()> {
-    // Read anew each time: both are renewed while the process runs.
-    let root = tokio::fs::read(&control.root).await.with_context(|| format!("trust bundle {}", control.root.display()))?;
-    let token = tokio::fs::read_to_string(&control.token).await.with_context(|| format!("token {}", control.token.display()))?;
-    let host = control.address.rsplit_once(':').map_or(control.address.as_str(), |(host, _)| host).trim_matches(['[', ']']);
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name(host);
-    let channel = Endpoint::from_shared(format!("https://{}", control.address))?
-        .tls_config(tls)?
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
-        .connect()
-        .await?;
-    let mut bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse().context("the token is not text")?;
-    bearer.set_sensitive(true);
-    let mut client = DiscoveryClient::with_interceptor(channel, move |mut request: tonic::Request<()>| {
-        request.metadata_mut().insert("authorization", bearer.clone());
-        Ok(request)
-    });
-    let (send, receive) = mpsc::channel(8);
-    send.send(message(proxy_message::Kind::Hello(hello(settings)))).await?;
-    let mut stream = client.attach(ReceiverStream::new(receive)).await?.into_inner();
-    metrics.control_connected.set(1);
-    tracing::info!("attached to the control plane {}", control.address);
-    *said = None;
-    while let Some(update) = stream.message().await? {
+    /// Puts a message in force. The answer is empty, or says why it was refused.
+    fn take(&self, update: ControlMessage) -> String {
         let version = update.version;
-        let error = match update.kind {
+        let refused = |error: String| {
+            tracing::error!(version, "a message of the control plane is refused, the last good state stays in force: {error}");
+            error
+        };
+        match update.kind {
             Some(control_message::Kind::Inbound(inbound)) => match Config::from_wire(version, inbound) {
                 Ok(new) => {
-                    tracing::info!(version, ports = new.ports.len(), "configuration in force");
-                    config.store(Arc::new(new));
-                    metrics.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
-                    metrics.relabel();
+                    tracing::info!(version, ports = new.ports.len(), mtls = ?new.mtls, "configuration in force");
+                    self.config.store(Arc::new(new));
+                    self.metrics.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+                    self.metrics.relabel();
+                    self.drain.changed();
                     String::new()
                 }
-                Err(error) => {
-                    tracing::error!(version, "a configuration is refused, the last good one stays in force: {error}");
-                    error
+                Err(error) => refused(error),
+            },
+            Some(control_message::Kind::Trust(trust)) => {
+                if trust.roots.is_empty() {
+                    return refused("a trust bundle without a root would cut the pod off from all others".into());
                 }
+                self.trust.send_replace(Some(trust));
+                String::new()
+            }
+            Some(control_message::Kind::Destination(destination)) => match Destination::from_wire(destination) {
+                Ok((address, destination)) => {
+                    let (endpoints, service) =
+                        (destination.endpoints.len(), destination.service.as_ref().map(|s| s.host.clone()));
+                    if self.directory.put(address, destination) {
+                        tracing::debug!(%address, endpoints, ?service, "destination");
+                    }
+                    String::new()
+                }
+                Err(error) => refused(error),
             },
             // Something newer than this build: nothing for us.
-            Some(control_message::Kind::Trust(_) | control_message::Kind::Destination(_)) | None => String::new(),
-        };
-        send.send(message(proxy_message::Kind::Ack(Ack { version, error }))).await?;
+            None => String::new(),
+        }
     }
-    bail!("it ended the stream")
 }
 
 fn message(kind: proxy_message::Kind) -> ProxyMessage {
     ProxyMessage { kind: Some(kind) }
+}
+
+fn watch_message(address: std::net::SocketAddr) -> ProxyMessage {
+    message(proxy_message::Kind::Watch(Watch { address: address.to_string() }))
 }
 
 fn hello(settings: &Settings) -> Hello {

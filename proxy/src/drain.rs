@@ -10,8 +10,16 @@ use tokio::sync::{Notify, watch};
 /// Starts a drain and waits for its end.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    started: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
     open: Arc<Open>,
+}
+
+/// What connections are woken for.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    draining: bool,
+    /// Grows with each change of the configuration.
+    changes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -23,7 +31,7 @@ struct Open {
 /// Learns that a drain has started.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    started: watch::Receiver<bool>,
+    state: watch::Receiver<State>,
     open: Arc<Open>,
 }
 
@@ -40,17 +48,22 @@ impl Default for Drain {
 impl Drain {
     /// Nothing drains yet and nothing is open.
     pub fn new() -> Self {
-        Self { started: Arc::new(watch::channel(false).0), open: Arc::default() }
+        Self { state: Arc::new(watch::channel(State::default()).0), open: Arc::default() }
     }
 
     /// Tells every [`Watch`], once and for all.
     pub fn start(&self) {
-        self.started.send_replace(true);
+        self.state.send_modify(|state| state.draining = true);
+    }
+
+    /// Every [`Watch`] is to ask anew whether its connection may stay: the configuration has changed.
+    pub fn changed(&self) {
+        self.state.send_modify(|state| state.changes += 1);
     }
 
     /// A handle for connections.
     pub fn watch(&self) -> Watch {
-        Watch { started: self.started.subscribe(), open: Arc::clone(&self.open) }
+        Watch { state: self.state.subscribe(), open: Arc::clone(&self.open) }
     }
 
     /// How many guards are held.
@@ -74,12 +87,24 @@ impl Drain {
 impl Watch {
     /// Whether the drain has started.
     pub fn is_draining(&self) -> bool {
-        *self.started.borrow()
+        self.state.borrow().draining
     }
 
     /// Resolves when the drain starts (at once if it has); never if the process ends otherwise.
     pub async fn draining(&mut self) {
-        if self.started.wait_for(|started| *started).await.is_err() {
+        self.over(|| false).await;
+    }
+
+    /// Resolves when the drain starts, or `over` (asked at first and after each change of the configuration) says yes.
+    pub async fn over(&mut self, over: impl Fn() -> bool) {
+        if self.state.wait_for(|state| state.draining || over()).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Resolves when `condition` (asked at first and after each change of the configuration) holds; a drain does not matter.
+    pub async fn when(&mut self, condition: impl Fn() -> bool) {
+        if self.state.wait_for(|_| condition()).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -115,6 +140,15 @@ mod tests {
         drain.start();
         watch.draining().await;
         assert!(drain.watch().is_draining());
+        let other = Drain::new();
+        let mut changed = other.watch();
+        let refused = std::cell::Cell::new(false);
+        let (_, ()) = tokio::join!(changed.over(|| refused.get()), async {
+            other.changed();
+            tokio::task::yield_now().await;
+            refused.set(true);
+            other.changed();
+        });
         let waiting = tokio::spawn({
             let drain = drain.clone();
             async move { drain.idle().await }

@@ -22,10 +22,11 @@ mod tunnel;
 
 pub use pool::Pool;
 
-use crate::conn::Downstream;
-use crate::io::Prefixed;
+use crate::balance::{Pick, Picked};
+use crate::conn::{Arrival, Downstream};
+use crate::io::{Prefixed, Stream};
 use crate::telemetry::{Flag, RequestProtocol, RequestRecord};
-use crate::upstream::{self, Plan};
+use crate::upstream::{self, ConnectError, Plan};
 use crate::worker::Worker;
 use bytes::BytesMut;
 use headers::{MAX_FIELDS, Wire};
@@ -36,13 +37,13 @@ use pool::LocalExecutor;
 use screen::{IDLE, Link, Screened};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tally::Tally;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tunnel::Tunnel;
 
 /// What a request's or response's head may measure.
@@ -86,8 +87,9 @@ pub enum HttpVersion {
 #[derive(Debug)]
 pub(crate) struct Hop {
     worker: Rc<Worker>,
-    down: Downstream,
-    plan: Plan,
+    arrival: Arrival,
+    /// How to go to the very address that the client wanted.
+    through: Plan,
     wire: Wire,
     /// HTTP/1 only.
     link: Option<Rc<Link>>,
@@ -95,9 +97,26 @@ pub(crate) struct Hop {
 }
 
 impl Hop {
-    fn new(worker: Rc<Worker>, down: Downstream, wire: Wire, link: Option<Rc<Link>>) -> Rc<Self> {
-        let plan = upstream::plan(&worker, &down);
-        Rc::new(Self { worker, down, plan, wire, link, tunnel: RefCell::default() })
+    fn new(worker: Rc<Worker>, arrival: Arrival, wire: Wire, link: Option<Rc<Link>>) -> Rc<Self> {
+        let through = upstream::plan(&worker, &arrival.down);
+        Rc::new(Self { worker, arrival, through, wire, link, tunnel: RefCell::default() })
+    }
+
+    fn down(&self) -> &Downstream {
+        &self.arrival.down
+    }
+
+    /// Where a request goes: to another endpoint than `not`, if there is a choice.
+    fn target(&self, not: Option<SocketAddr>) -> Result<Target, ConnectError> {
+        let Some(route) = &self.arrival.route else { return Ok(Target { plan: self.through, picked: None }) };
+        match route.pick(&self.worker.routes, not) {
+            Pick::Through => {
+                self.worker.recorder.unresolved();
+                Ok(Target { plan: self.through, picked: None })
+            }
+            Pick::Endpoint(picked) => Ok(Target { plan: upstream::to_endpoint(picked.endpoint()), picked: Some(picked) }),
+            Pick::Nobody(host) => Err(ConnectError::Nobody(host)),
+        }
     }
 
     /// The HTTP/1 connection is to go on as a tunnel when the response's head is written.
@@ -106,21 +125,30 @@ impl Hop {
     }
 }
 
+/// Where a request goes.
+#[derive(Debug)]
+struct Target {
+    plan: Plan,
+    /// Keeps the endpoint's count.
+    picked: Option<Picked>,
+}
+
 /// Serves a connection to its end. The caller holds the drain guard meanwhile.
-pub async fn serve(io: Prefixed<TcpStream>, version: HttpVersion, down: Downstream, worker: Rc<Worker>) {
+pub async fn serve(io: Prefixed<Stream>, version: HttpVersion, arrival: impl Into<Arrival>, worker: Rc<Worker>) {
+    let arrival = arrival.into();
     match version {
-        HttpVersion::H1 => serve_h1(io, down, worker).await,
-        HttpVersion::H2 => serve_h2(io, down, worker).await,
+        HttpVersion::H1 => serve_h1(io, arrival, worker).await,
+        HttpVersion::H2 => serve_h2(io, arrival, worker).await,
         HttpVersion::Auto => {
             let patience = worker.settings.timeouts.request_header;
             let Ok(Some((io, is_h2))) = tokio::time::timeout(patience, tell(io)).await else { return };
-            if is_h2 { serve_h2(io, down, worker).await } else { serve_h1(io, down, worker).await }
+            if is_h2 { serve_h2(io, arrival, worker).await } else { serve_h1(io, arrival, worker).await }
         }
     }
 }
 
 /// Reads until the bytes are HTTP/2's preface or are not. `None`: the client left before.
-async fn tell(io: Prefixed<TcpStream>) -> Option<(Prefixed<TcpStream>, bool)> {
+async fn tell(io: Prefixed<Stream>) -> Option<(Prefixed<Stream>, bool)> {
     let (prefix, mut stream) = io.into_parts();
     let mut seen = BytesMut::from(prefix);
     loop {
@@ -136,13 +164,12 @@ async fn tell(io: Prefixed<TcpStream>) -> Option<(Prefixed<TcpStream>, bool)> {
     }
 }
 
-/// Polls a connection to its end, and tells it when a drain starts.
-async fn until_drained<C, T>(worker: &Worker, mut connection: Pin<&mut C>, shut: impl Fn(Pin<&mut C>)) -> T
+/// Polls a connection to its end, and tells it when it has to come to it: a drain starts, or it is not welcome any more.
+async fn until_drained<C, T>(worker: &Worker, down: &Downstream, mut connection: Pin<&mut C>, shut: impl Fn(Pin<&mut C>)) -> T
 where
     C: Future<Output = T>,
 {
-    let mut watch = worker.drain.clone();
-    let mut draining = pin!(watch.draining());
+    let mut draining = pin!(worker.over(down));
     let mut told = false;
     poll_fn(|cx| {
         let polled = connection.as_mut().poll(cx);
@@ -162,9 +189,10 @@ enum Served {
     Ended(hyper::Result<()>),
 }
 
-async fn serve_h1(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>) {
+async fn serve_h1(io: Prefixed<Stream>, arrival: Arrival, worker: Rc<Worker>) {
+    let down = arrival.down;
     let link = Rc::new(Link::default());
-    let hop = Hop::new(Rc::clone(&worker), down, Wire::H1, Some(Rc::clone(&link)));
+    let hop = Hop::new(Rc::clone(&worker), arrival, Wire::H1, Some(Rc::clone(&link)));
     let mut io = Screened::new(io, Rc::clone(&link), worker.settings.timeouts.request_header);
     let (ended, connection) = loop {
         let (requests, marks) = (Rc::clone(&hop), Rc::clone(&link));
@@ -177,12 +205,12 @@ async fn serve_h1(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
             .max_buf_size(H1_BUFFER)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(io), service);
-        match until_rest(&worker, &link, Pin::new(&mut connection), http1::Connection::graceful_shutdown).await {
+        match until_rest(&worker, &down, &link, Pin::new(&mut connection), http1::Connection::graceful_shutdown).await {
             Served::Ended(ended) => break (ended, connection),
             // What the parser may still hold is empty lines between messages.
             Served::Resting => io = connection.into_parts().io.into_inner(),
         }
-        if !rest(&worker, &io).await {
+        if !rest(&worker, &down, &mut io).await {
             // Nothing is owed to the client; the close is what it is told.
             let _ = io.shutdown().await;
             return;
@@ -209,18 +237,24 @@ async fn serve_h1(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
 }
 
 /// Polls an HTTP/1 connection to its end or until it rests. A drain ends it.
-async fn until_rest<C>(worker: &Worker, link: &Link, connection: Pin<&mut C>, shut: impl Fn(Pin<&mut C>)) -> Served
+async fn until_rest<C>(
+    worker: &Worker,
+    down: &Downstream,
+    link: &Link,
+    connection: Pin<&mut C>,
+    shut: impl Fn(Pin<&mut C>),
+) -> Served
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut tick = pin!(tokio::time::sleep(REST));
-    let mut serving = pin!(until_drained(worker, connection, shut));
+    let mut serving = pin!(until_drained(worker, down, connection, shut));
     poll_fn(|cx| {
         if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
             return Poll::Ready(Served::Ended(ended));
         }
         while tick.as_mut().poll(cx).is_ready() {
-            if link.rests(REST) && !worker.drain.is_draining() {
+            if link.rests(REST) && !worker.is_over(down) {
                 return Poll::Ready(Served::Resting);
             }
             let from = link.last().filter(|last| last.elapsed() < REST).unwrap_or_else(Instant::now);
@@ -231,13 +265,12 @@ where
     .await
 }
 
-/// Waits for the client's next bytes (or its end). False: a drain began, or nothing came for [`IDLE`].
-async fn rest(worker: &Worker, io: &Screened<Prefixed<TcpStream>>) -> bool {
-    let mut watch = worker.drain.clone();
+/// Waits for the client's next bytes (or its end). False: the connection is over, or nothing came for [`IDLE`].
+async fn rest(worker: &Worker, down: &Downstream, io: &mut Screened<Prefixed<Stream>>) -> bool {
     tokio::select! {
         biased;
-        ready = tokio::time::timeout(IDLE, io.get_ref().get_ref().readable()) => ready.is_ok(),
-        () = watch.draining() => false,
+        ready = tokio::time::timeout(IDLE, io.get_mut().speaks()) => ready.is_ok(),
+        () = worker.over(down) => false,
     }
 }
 
@@ -245,7 +278,7 @@ async fn rest(worker: &Worker, io: &Screened<Prefixed<TcpStream>>) -> bool {
 fn record_refusal(hop: &Hop, error: Option<&hyper::Error>) {
     let code = if error.is_some_and(hyper::Error::is_parse_too_large) { 431 } else { 400 };
     hop.worker.recorder.request(&RequestRecord {
-        downstream: hop.down,
+        downstream: hop.down(),
         upstream: None,
         protocol: RequestProtocol::Http,
         code,
@@ -258,7 +291,7 @@ fn record_refusal(hop: &Hop, error: Option<&hyper::Error>) {
 }
 
 /// Closes a connection on which bytes may still be coming.
-async fn linger(mut io: Prefixed<TcpStream>) {
+async fn linger(mut io: Prefixed<Stream>) {
     let started = Instant::now();
     if io.shutdown().await.is_err() {
         return;
@@ -274,9 +307,10 @@ async fn linger(mut io: Prefixed<TcpStream>) {
     }
 }
 
-async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>) {
-    let hop = Hop::new(Rc::clone(&worker), down, Wire::H2, None);
-    let plan = hop.plan;
+async fn serve_h2(io: Prefixed<Stream>, arrival: Arrival, worker: Rc<Worker>) {
+    let down = arrival.down;
+    let hop = Hop::new(Rc::clone(&worker), arrival, Wire::H2, None);
+    let plan = hop.through;
     let (io, cork) = cork::cork(io);
     let service = service_fn(move |request| forward::handle(request, Rc::clone(&hop), None));
     let connection = http2::Builder::new(LocalExecutor)
@@ -294,7 +328,7 @@ async fn serve_h2(io: Prefixed<TcpStream>, down: Downstream, worker: Rc<Worker>)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let mut serving = pin!(until_drained(&worker, connection.as_mut(), http2::Connection::graceful_shutdown));
+    let mut serving = pin!(until_drained(&worker, &down, connection.as_mut(), http2::Connection::graceful_shutdown));
     let ended: Result<(), hyper::Error> = poll_fn(|cx| {
         loop {
             let polled = serving.as_mut().poll(cx);

@@ -1,6 +1,7 @@
 //! What the control plane tells a proxy about its own pod: the workload (labels of metrics) and the declared ports. A
 //! whole value replaces the one before; readers take it at the start of a connection.
 
+use crate::conn::{Direction, Downstream};
 use crate::settings::{Protocol, Settings};
 use std::collections::BTreeMap;
 use weft_api::wire;
@@ -57,6 +58,33 @@ pub struct Config {
     pub workload: Workload,
     /// The declared ports; any other is detected.
     pub ports: BTreeMap<u16, Port>,
+    /// Which connections are taken.
+    pub mtls: Mtls,
+    /// Ports where that is different.
+    pub port_mtls: BTreeMap<u16, Mtls>,
+}
+
+/// Which connections are taken on a port (the modes of PeerAuthentication).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Mtls {
+    /// Mutual TLS of the mesh, plaintext and the app's own TLS.
+    #[default]
+    Permissive,
+    /// Only mutual TLS of the mesh.
+    Strict,
+    /// Whatever comes is the app's.
+    Disable,
+}
+
+impl Mtls {
+    fn from_wire(number: i32) -> Option<Self> {
+        Some(match wire::MtlsMode::try_from(number).ok()? {
+            wire::MtlsMode::Permissive => Self::Permissive,
+            wire::MtlsMode::Strict => Self::Strict,
+            wire::MtlsMode::Disable => Self::Disable,
+        })
+    }
 }
 
 impl Config {
@@ -73,28 +101,30 @@ impl Config {
             ..Workload::default()
         };
         let ports = settings.ports.iter().map(|&(port, protocol)| (port, Port { protocol, service: None })).collect();
-        Self { version: 0, workload, ports }
+        Self { version: 0, workload, ports, ..Self::default() }
     }
 
     /// Reads a message. An error says which port is wrong; the message is then to be refused as a whole.
     pub fn from_wire(version: u64, inbound: wire::Inbound) -> Result<Self, String> {
+        let mode = |field: &str, number: i32| {
+            Mtls::from_wire(number).ok_or_else(|| format!("{field}: mode {number} is not known to this version"))
+        };
+        let mtls = mode("mtls", inbound.mtls)?;
+        let mut port_mtls = BTreeMap::new();
+        for of in &inbound.port_mtls {
+            let port = u16::try_from(of.port).ok().filter(|port| *port != 0);
+            let port = port.ok_or_else(|| format!("port_mtls: {} is no port (1 to 65535)", of.port))?;
+            port_mtls.insert(port, mode("port_mtls", of.mode)?);
+        }
         let workload = inbound.workload.unwrap_or_default();
         let mut ports = BTreeMap::new();
         for declared in inbound.ports {
             let port = u16::try_from(declared.port).ok().filter(|port| *port != 0);
             let port = port.ok_or_else(|| format!("ports: {} is no port (1 to 65535)", declared.port))?;
-            let protocol = match wire::Protocol::try_from(declared.protocol) {
-                Ok(wire::Protocol::Detect) => Protocol::Detect,
-                Ok(wire::Protocol::Http1) => Protocol::Http1,
-                Ok(wire::Protocol::Http2) => Protocol::Http2,
-                Ok(wire::Protocol::Tls) => Protocol::Tls,
-                Ok(wire::Protocol::Tcp) => Protocol::Tcp,
-                Ok(wire::Protocol::Http) => Protocol::Http,
-                Err(_) => {
-                    let number = declared.protocol;
-                    return Err(format!("ports: port {port} has protocol {number}, which this version does not know"));
-                }
-            };
+            let protocol = Protocol::from_wire(declared.protocol).ok_or_else(|| {
+                let number = declared.protocol;
+                format!("ports: port {port} has protocol {number}, which this version does not know")
+            })?;
             let service = declared.service.map(|s| Service { name: s.name, namespace: s.namespace, host: s.host });
             if ports.insert(port, Port { protocol, service }).is_some() {
                 return Err(format!("ports: port {port} is declared twice"));
@@ -111,7 +141,17 @@ impl Config {
             canonical_revision: workload.canonical_revision,
             cluster: workload.cluster,
         };
-        Ok(Self { version, workload, ports })
+        Ok(Self { version, workload, ports, mtls, port_mtls })
+    }
+
+    /// Which connections are taken on a port of the app.
+    pub fn mtls(&self, port: u16) -> Mtls {
+        self.port_mtls.get(&port).copied().unwrap_or(self.mtls)
+    }
+
+    /// Whether a connection that is open may stay so.
+    pub fn takes(&self, down: &Downstream) -> bool {
+        down.direction == Direction::Outbound || down.principal.is_some() || self.mtls(down.original.0.port()) != Mtls::Strict
     }
 
     /// What is declared for a port of the app.

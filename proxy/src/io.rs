@@ -1,11 +1,101 @@
-//! A stream whose first bytes have been read already: detection has to look at what the client sends, and whoever
-//! carries the connection on must see those bytes exactly once, before anything else.
+//! Streams: plain TCP or mutual TLS over it ([`Stream`]), and a stream whose first bytes have been read already ([`Prefixed`]):
+//! detection has to look at what the client sends, and whoever carries the connection on must see those bytes exactly once, before anything
+//! else.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// What is read ahead at most to find out who speaks.
+const AHEAD: usize = 1024;
+
+/// A connection, to a client or to a destination.
+#[derive(Debug)]
+pub enum Stream {
+    /// As it is on the wire.
+    Plain(TcpStream),
+    /// Mutual TLS of the mesh, terminated here.
+    Secure(Box<TlsStream<Prefixed<TcpStream>>>),
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Plain(stream)
+    }
+}
+
+impl Stream {
+    /// The socket beneath, for its addresses and options. Reading from it or writing to it would break the stream.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Secure(stream) => stream.get_ref().0.get_ref(),
+        }
+    }
+
+    /// Whether it is mutual TLS.
+    pub fn is_secure(&self) -> bool {
+        matches!(self, Self::Secure(_))
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.tcp().as_raw_fd()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Secure(stream) => stream.is_write_vectored(),
+        }
+    }
+}
 
 /// `S` with bytes in front that were read from it before. Writes go straight through.
 #[derive(Debug)]
@@ -33,6 +123,53 @@ impl<S> Prefixed<S> {
     /// The rest of the prefix, which is to be forwarded first, and the stream.
     pub fn into_parts(self) -> (Bytes, S) {
         (self.prefix, self.stream)
+    }
+}
+
+impl Prefixed<Stream> {
+    /// Waits until the other side has sent something, has ended or is broken; loses nothing of it, whatever becomes of the future.
+    /// (Readiness alone does not say so: a new socket counts as ready until a read has found nothing.)
+    pub async fn speaks(&mut self) {
+        if !self.prefix.is_empty() {
+            return;
+        }
+        match &mut self.stream {
+            Stream::Plain(stream) => {
+                let _ = stream.peek(&mut [0]).await;
+            }
+            Stream::Secure(stream) => {
+                // What is inside can't be looked at without taking it. An end or an error will be found again by the next read.
+                self.prefix = poll_fn(|cx| {
+                    let mut ahead = [0; AHEAD];
+                    let mut buf = ReadBuf::new(&mut ahead);
+                    let _ = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf));
+                    Poll::Ready(Bytes::copy_from_slice(buf.filled()))
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Reads more of what the other side says into `seen`, after the prefix, which is moved there. 0: it has ended its stream. What was
+    /// read is in `seen`, whatever becomes of the future.
+    pub async fn look(&mut self, seen: &mut BytesMut) -> io::Result<usize> {
+        if !self.prefix.is_empty() {
+            let prefix = std::mem::take(&mut self.prefix);
+            seen.extend_from_slice(&prefix);
+            return Ok(prefix.len());
+        }
+        seen.reserve(1024);
+        match &mut self.stream {
+            // Not through `poll_read`: a silent connection is to own no buffer.
+            Stream::Plain(stream) => loop {
+                stream.readable().await?;
+                match stream.try_read_buf(seen) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+            },
+            Stream::Secure(stream) => poll_fn(|cx| tokio_util::io::poll_read_buf(Pin::new(&mut *stream), cx, seen)).await,
+        }
     }
 }
 

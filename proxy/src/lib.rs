@@ -11,9 +11,12 @@
 //! server and the [`discovery`] client have a thread of their own, so that they never disturb a request.
 
 pub mod admin;
+pub mod balance;
 pub mod conn;
 pub mod connection;
+pub mod control;
 pub mod detect;
+pub mod directory;
 pub mod discovery;
 pub mod dns;
 pub mod drain;
@@ -27,5 +30,6 @@ pub mod settings;
 pub mod sys;
 pub mod tcp;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

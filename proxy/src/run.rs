@@ -6,13 +6,16 @@
 //! grace period was over with connections left, 4 a second signal.
 
 use crate::admin::{self, Admin};
+use crate::balance::Routes;
 use crate::connection::Context;
+use crate::directory::Directory;
 use crate::drain::Drain;
 use crate::inbound::Config;
 use crate::settings::{Listener, Settings};
 use crate::telemetry::{Metrics, Recorder};
+use crate::tls::identity::Holder;
 use crate::worker::Worker;
-use crate::{discovery, http, listen, sys};
+use crate::{discovery, http, listen, sys, tls};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use std::cell::RefCell;
@@ -43,6 +46,7 @@ pub struct Control {
     quit: Rc<watch::Sender<bool>>,
     waiting: Arc<AtomicUsize>,
     filter: Rc<RefCell<String>>,
+    identity: Option<Arc<Holder>>,
 }
 
 impl Control {
@@ -52,6 +56,10 @@ impl Control {
             Some("it drains")
         } else if self.waiting.load(Ordering::Acquire) > 0 {
             Some("not all workers take connections yet")
+        } else if self.identity.as_ref().is_some_and(|holder| holder.get().is_none()) {
+            Some(
+                "it has no certificate yet, so nobody could call it by mutual TLS; can it reach the control plane? (its log says)",
+            )
         } else {
             None
         }
@@ -95,10 +103,20 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     let (stop, stopped) = watch::channel(false);
     let waiting = Arc::new(AtomicUsize::new(settings.workers));
 
+    let (directory, wishes) = match &settings.control {
+        Some(_) => {
+            let (directory, wishes) = Directory::new();
+            (Arc::new(directory), Some(wishes))
+        }
+        None => (Arc::new(Directory::closed()), None),
+    };
+    let identity = settings.control.as_ref().map(|_| Arc::new(Holder::default()));
+
     let mut workers = Vec::new();
     for id in 0..settings.workers {
         let sockets = open(&settings)?;
         let (settings, config, metrics) = (Arc::clone(&settings), Arc::clone(&config), Arc::clone(&metrics));
+        let (directory, identity) = (Arc::clone(&directory), identity.clone());
         let (watch, stopped, waiting) = (drain.watch(), stopped.clone(), Arc::clone(&waiting));
         let name = format!("worker-{id}");
         let work = move || {
@@ -107,8 +125,11 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
                 Ok(runtime) => runtime,
                 Err(error) => return tracing::error!("a worker can't start: {error}"),
             };
-            let worker = Rc::new(Worker { settings, recorder: Recorder::new(metrics), pool: http::Pool::new(), drain: watch });
-            let context = Rc::new(Context { worker, config, pipes: sys::Pipes::default(), clients: std::cell::Cell::new(0) });
+            let recorder = Recorder::new(metrics);
+            let routes = Routes::new(directory);
+            let worker = Worker { settings, recorder, pool: http::Pool::new(), drain: watch, config, routes, identity };
+            let context = Context { worker: Rc::new(worker), pipes: sys::Pipes::default(), clients: std::cell::Cell::new(0) };
+            let context = Rc::new(context);
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, serve(sockets, context, stopped, waiting));
             // Whatever is left when the process ends is cut off here.
@@ -123,12 +144,14 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let (quit, quitting) = watch::channel(false);
-        let control =
-            Control { drain: drain.clone(), quit: Rc::new(quit), waiting, filter: Rc::new(RefCell::new(settings.log.clone())) };
+        let filter = Rc::new(RefCell::new(settings.log.clone()));
+        let control = Control { drain: drain.clone(), quit: Rc::new(quit), waiting, filter, identity: identity.clone() };
         let admin = Rc::new(Admin {
             settings: Arc::clone(&settings),
             config: Arc::clone(&config),
             metrics: Arc::clone(&metrics),
+            directory: Arc::clone(&directory),
+            identity: identity.clone(),
             control: control.clone(),
             relog,
         });
@@ -143,9 +166,21 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
                 Err(error) => anyhow::bail!("the admin port {address} can't be opened: {error}"),
             }
         }
-        if let Some(control) = settings.control.clone() {
-            let work = discovery::run(control, Arc::clone(&settings), Arc::clone(&config), Arc::clone(&metrics));
-            tokio::task::spawn_local(work);
+        if let (Some(control), Some(wishes), Some(holder)) = (settings.control.clone(), wishes, identity) {
+            let (trust, pushed) = watch::channel(None);
+            let certificates = tls::identity::run(control.clone(), Arc::clone(&settings), holder, pushed, Arc::clone(&metrics));
+            tokio::task::spawn_local(certificates);
+            let client = discovery::Client {
+                control,
+                settings: Arc::clone(&settings),
+                config: Arc::clone(&config),
+                directory,
+                wishes,
+                trust,
+                drain: drain.clone(),
+                metrics: Arc::clone(&metrics),
+            };
+            tokio::task::spawn_local(client.run());
         }
         tokio::task::spawn_local(async move {
             loop {

@@ -22,6 +22,8 @@ pub struct Timeouts {
     pub detect_silence: Duration,
     /// How long the first bytes may take to become enough to tell the protocol once the first has come, default 2 s.
     pub detect: Duration,
+    /// A TLS handshake of the mesh, default 10 s.
+    pub handshake: Duration,
     /// A request's head, from its first byte (or from the start of the connection) to its last, default 10 s.
     pub request_header: Duration,
     /// An idle keep-alive connection to the app or the destination stays in the pool, default 50 s.
@@ -36,6 +38,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             detect_silence: Duration::from_millis(5),
             detect: Duration::from_secs(2),
+            handshake: Duration::from_secs(10),
             request_header: Duration::from_secs(10),
             pool_idle: Duration::from_secs(50),
             drain: Duration::from_secs(25),
@@ -60,6 +63,26 @@ pub enum Protocol {
     Tls,
     /// Opaque: nothing is read before the destination is connected.
     Tcp,
+}
+
+impl Protocol {
+    /// From its number in a message; none: this version does not know it.
+    pub fn from_wire(number: i32) -> Option<Self> {
+        use weft_api::wire::Protocol as Wire;
+        Some(match Wire::try_from(number).ok()? {
+            Wire::Detect => Self::Detect,
+            Wire::Http => Self::Http,
+            Wire::Http1 => Self::Http1,
+            Wire::Http2 => Self::Http2,
+            Wire::Tls => Self::Tls,
+            Wire::Tcp => Self::Tcp,
+        })
+    }
+
+    /// HTTP of some version.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http1 | Self::Http2)
+    }
 }
 
 /// How the kernel hands connections over.

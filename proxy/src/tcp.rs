@@ -4,7 +4,12 @@
 //! Small exchanges are copied through a buffer that all connections of the thread share (a connection that waits owns
 //! none); a side that fills it whole is a bulk transfer and is spliced through a pipe, so its bytes stay in the kernel.
 //! What a slow reader leaves over is kept, at most one buffer's worth, and its sender is not read meanwhile.
+//!
+//! Where a side is mutual TLS, its bytes have to come up to be en- or decrypted ([`secure`]); the same buffer is used.
 
+mod secure;
+
+use crate::io::{Prefixed, Stream};
 use crate::sys::{self, Pipes};
 use crate::telemetry::Flag;
 use std::cell::{Cell, RefCell};
@@ -39,13 +44,28 @@ enum Side {
     Sink,
 }
 
-/// Carries `prefix` (bytes of the client that were read before) and then everything, both ways.
-pub async fn carry(prefix: &[u8], client: TcpStream, upstream: TcpStream, pipes: &Pipes) -> Outcome {
+/// Carries everything, both ways, beginning with what has been read already, until both sides have ended or `cut` says why not.
+pub async fn carry(
+    client: Prefixed<Stream>,
+    upstream: Prefixed<Stream>,
+    pipes: &Pipes,
+    cut: impl Future<Output = Flag>,
+) -> Outcome {
+    let (prefix, client) = client.into_parts();
+    let (said, upstream) = upstream.into_parts();
+    match (client, upstream) {
+        (Stream::Plain(client), Stream::Plain(upstream)) if said.is_empty() => plain(&prefix, client, upstream, pipes, cut).await,
+        (client, upstream) => secure::carry(prefix, client, said, upstream, cut).await,
+    }
+}
+
+/// Both sides are as they are on the wire.
+async fn plain(prefix: &[u8], client: TcpStream, upstream: TcpStream, pipes: &Pipes, cut: impl Future<Output = Flag>) -> Outcome {
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let broken = {
         let up = pump(prefix, &client, &upstream, pipes, &received);
         let down = pump(&[], &upstream, &client, pipes, &sent);
-        let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+        let (mut up, mut down, mut cut) = (std::pin::pin!(up), std::pin::pin!(down), std::pin::pin!(cut));
         let (mut up_ended, mut down_ended) = (false, false);
         loop {
             if up_ended && down_ended {
@@ -62,6 +82,7 @@ pub async fn carry(prefix: &[u8], client: TcpStream, upstream: TcpStream, pipes:
                     Err(Side::Source) => break Some(Flag::UpstreamTermination),
                     Err(Side::Sink) => break Some(Flag::DownstreamTermination),
                 },
+                flag = &mut cut => break Some(flag),
                 // A side that has ended its stream is not read any more, but may still be reset.
                 () = failed(&client), if up_ended => break Some(Flag::DownstreamTermination),
                 () = failed(&upstream), if down_ended => break Some(Flag::UpstreamTermination),

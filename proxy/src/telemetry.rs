@@ -36,6 +36,10 @@ pub enum Flag {
     StreamIdleTimeout,
     /// `NR`: no route, or a destination that the proxy refuses (a loop).
     NoRoute,
+    /// `UPI` (Weft's own): whoever answered at the destination could not prove the identity that it should have.
+    UpstreamIdentity,
+    /// `PTR` (Weft's own): plaintext where only mutual TLS is taken.
+    PlaintextRefused,
     /// `OM`: the process is short of memory or descriptors.
     Overload,
 }
@@ -55,6 +59,8 @@ impl Flag {
             Self::DurationTimeout => "DT",
             Self::StreamIdleTimeout => "SI",
             Self::NoRoute => "NR",
+            Self::UpstreamIdentity => "UPI",
+            Self::PlaintextRefused => "PTR",
             Self::Overload => "OM",
         }
     }
@@ -71,9 +77,9 @@ pub enum RequestProtocol {
 
 /// A request that is over.
 #[derive(Clone, Copy, Debug)]
-pub struct RequestRecord {
+pub struct RequestRecord<'a> {
     /// The connection that it came by.
-    pub downstream: Downstream,
+    pub downstream: &'a Downstream,
     /// Where it was sent, if it was.
     pub upstream: Option<SocketAddr>,
     /// What it was spoken in.
@@ -94,9 +100,9 @@ pub struct RequestRecord {
 
 /// An opaque connection that is over (or was refused).
 #[derive(Clone, Copy, Debug)]
-pub struct ConnectionRecord {
+pub struct ConnectionRecord<'a> {
     /// The connection.
-    pub downstream: Downstream,
+    pub downstream: &'a Downstream,
     /// Where it went, if it did.
     pub upstream: Option<SocketAddr>,
     /// Why it ended, if not by both sides' leave.

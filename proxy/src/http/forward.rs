@@ -14,12 +14,14 @@ use super::screen::Busy;
 use super::tally::Tally;
 use super::tunnel::{self, Tunnel};
 use crate::telemetry::Flag;
+use crate::upstream::{ENDPOINTS, Plan};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,8 +55,8 @@ pub(crate) async fn handle(
         tally,
         busy,
     };
-    let down = &hop.down;
-    match headers::prepare_request(&mut head, hop.wire, hop.wire, down.direction, hop.plan.target) {
+    let down = hop.down();
+    match headers::prepare_request(&mut head, hop.wire, hop.wire, down.direction, down.original.0) {
         Ok(wishes) => story.wishes = wishes,
         Err(refusal) => return Ok(own(story, &Failure::refused(refusal))),
     }
@@ -67,11 +69,29 @@ pub(crate) async fn handle(
         story.tally.uploads(&source);
         story.source = Some(source);
     }
-    story.tally.sent_to(hop.plan.target);
+    let plan = match aim(&hop, &mut story, None) {
+        Ok(plan) => plan,
+        Err(failure) => return Ok(own(story, &failure)),
+    };
     Ok(match hop.wire {
-        Wire::H1 => over_h1(head, hop, story).await,
-        Wire::H2 => over_h2(head, hop, story).await,
+        Wire::H1 => over_h1(head, hop, story, plan).await,
+        Wire::H2 => over_h2(head, hop, story, plan).await,
     })
+}
+
+/// Chooses where a request goes, another endpoint than `not` if there is a choice.
+fn aim(hop: &Hop, story: &mut Story, not: Option<SocketAddr>) -> Result<Plan, Failure> {
+    let target = hop.target(not).map_err(|error| Failure::connect(&error))?;
+    story.tally.sent_to(target.plan.target, target.picked);
+    Ok(target.plan)
+}
+
+/// Whether a request that could not be sent for this reason may go to another endpoint, and to which. Nothing of it has been sent.
+fn aim_elsewhere(hop: &Hop, story: &mut Story, plan: Plan, failure: &Failure, attempt: usize) -> Option<Plan> {
+    if !failure.elsewhere || attempt >= ENDPOINTS || hop.arrival.route.is_none() {
+        return None;
+    }
+    aim(hop, story, Some(plan.target)).ok().filter(|other| other.target != plan.target)
 }
 
 /// The proxy's own response.
@@ -88,7 +108,7 @@ fn own(mut story: Story, failure: &Failure) -> Response<Download> {
     Response::from_parts(head, Download::own(body, Some(story.tally), story.busy))
 }
 
-async fn over_h1(head: http::request::Parts, hop: Rc<Hop>, story: Story) -> Response<Download> {
+async fn over_h1(head: http::request::Parts, hop: Rc<Hop>, mut story: Story, mut plan: Plan) -> Response<Download> {
     let gate = (story.wishes.expect_continue && story.source.is_some()).then(|| Arc::new(Gate::default()));
     let tunnels = story.wishes.upgrade || story.connect;
     let repeatable = story.source.is_none() && !tunnels && head.method.is_idempotent();
@@ -101,15 +121,23 @@ async fn over_h1(head: http::request::Parts, hop: Rc<Hop>, story: Story) -> Resp
         });
     }
     let mut fresh_only = false;
+    let mut attempt = 1;
     loop {
-        let pooled = if fresh_only { None } else { Pool::take_h1(&hop.worker, &hop.plan, !repeatable) };
+        let pooled = if fresh_only { None } else { Pool::take_h1(&hop.worker, &plan, !repeatable) };
         let lease = match pooled {
             Some(lease) => Ok(lease),
-            None => Pool::connect_h1(&hop.worker, &hop.plan).await,
+            None => Pool::connect_h1(&hop.worker, &plan).await,
         };
         let mut lease = match lease {
             Ok(lease) => lease,
-            Err(failure) => return own(story, &failure),
+            Err(failure) => match aim_elsewhere(&hop, &mut story, plan, &failure, attempt) {
+                Some(other) => {
+                    plan = other;
+                    attempt += 1;
+                    continue;
+                }
+                None => return own(story, &failure),
+            },
         };
         lease.ear().begin(repeatable && lease.reused);
         let handover = tunnels.then(|| lease.ear().expect_handover());
@@ -215,14 +243,21 @@ fn answer_h1(
 /// How often a request is tried over HTTP/2 before the client hears of it.
 const H2_ATTEMPTS: usize = 3;
 
-async fn over_h2(mut head: http::request::Parts, hop: Rc<Hop>, mut story: Story) -> Response<Download> {
+async fn over_h2(mut head: http::request::Parts, hop: Rc<Hop>, mut story: Story, mut plan: Plan) -> Response<Download> {
     let client = story.connect.then(|| head.extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
     let extended = head.extensions.get::<hyper::ext::Protocol>().is_some();
-    let mut attempt = 1;
+    let (mut attempt, mut endpoints) = (1, 1);
     loop {
-        let mut lease = match Pool::share_h2(&hop.worker, &hop.plan).await {
+        let mut lease = match Pool::share_h2(&hop.worker, &plan).await {
             Ok(lease) => lease,
-            Err(failure) => return own(story, &failure),
+            Err(failure) => match aim_elsewhere(&hop, &mut story, plan, &failure, endpoints) {
+                Some(other) => {
+                    plan = other;
+                    endpoints += 1;
+                    continue;
+                }
+                None => return own(story, &failure),
+            },
         };
         if extended && !extended_connect(&lease).await {
             let text = "the destination does not offer extended CONNECT (RFC 8441)";

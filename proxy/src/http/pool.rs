@@ -9,7 +9,9 @@
 use super::body::Upload;
 use super::reply::Failure;
 use super::tap::{Ear, Tapped};
+use crate::io::Stream;
 use crate::telemetry::Flag;
+use crate::tls::Alpn;
 use crate::upstream::{self, Plan};
 use crate::worker::Worker;
 use http::StatusCode;
@@ -23,7 +25,6 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
@@ -98,7 +99,7 @@ struct H2 {
     born: Instant,
 }
 
-type H2Connection = http2::Connection<TokioIo<TcpStream>, Upload, LocalExecutor>;
+type H2Connection = http2::Connection<TokioIo<Stream>, Upload, LocalExecutor>;
 
 /// The connection itself, driven by its task and asked by others for what its peer's settings say; empty once it is over.
 struct Line(RefCell<Option<H2Connection>>);
@@ -288,7 +289,7 @@ impl Pool {
 
     /// A new connection to `plan`.
     pub(crate) async fn connect_h1(worker: &Rc<Worker>, plan: &Plan) -> Result<Box<LeasedH1>, Failure> {
-        let stream = upstream::connect(worker, plan).await.map_err(|error| Failure::connect(&error))?;
+        let stream = upstream::open(worker, plan, Alpn::Http1).await.map_err(|error| Failure::connect(&error))?;
         let (io, ear) = Tapped::new(stream);
         let handshake = http1::Builder::new()
             .preserve_header_case(true)
@@ -415,7 +416,7 @@ impl Shared {
 }
 
 async fn connect_h2(worker: &Rc<Worker>, plan: &Plan) -> Result<H2, Failure> {
-    let stream = upstream::connect(worker, plan).await.map_err(|error| Failure::connect(&error))?;
+    let stream = upstream::open(worker, plan, Alpn::Http2).await.map_err(|error| Failure::connect(&error))?;
     let handshake = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)

@@ -25,16 +25,22 @@ pub(crate) struct Failure {
     pub(crate) text: Cow<'static, str>,
     /// The client's connection cannot go on.
     pub(crate) close: bool,
+    /// Another endpoint may do better; nothing was sent.
+    pub(crate) elsewhere: bool,
 }
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, flag: Flag, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, flag, text: text.into(), close: false }
+        Self { status, flag, text: text.into(), close: false, elsewhere: false }
     }
 
     /// A connection to the destination could not be made.
     pub(crate) fn connect(error: &ConnectError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.flag(), error.to_string())
+        let status = match error {
+            ConnectError::Peer(..) => StatusCode::BAD_GATEWAY,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self { elsewhere: error.is_of_endpoint(), ..Self::new(status, error.flag(), error.to_string()) }
     }
 
     /// The client's request may not be forwarded.

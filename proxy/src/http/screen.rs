@@ -419,9 +419,9 @@ impl<S> Screened<S> {
         self.io
     }
 
-    /// The stream beneath, to wait for its next bytes while nobody reads.
-    pub(crate) fn get_ref(&self) -> &S {
-        &self.io
+    /// The stream beneath.
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.io
     }
 }
 

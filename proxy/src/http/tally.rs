@@ -3,6 +3,7 @@
 
 use super::Hop;
 use super::body::Source;
+use crate::balance::Picked;
 use crate::telemetry::{Flag, RequestProtocol, RequestRecord};
 use http::HeaderMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ pub(crate) struct Tally {
     started: Instant,
     source: Option<Rc<Source>>,
     upstream: Option<SocketAddr>,
+    picked: Option<Picked>,
     protocol: RequestProtocol,
     code: u16,
     grpc_status: Option<u16>,
@@ -30,6 +32,7 @@ impl Tally {
             started: Instant::now(),
             source: None,
             upstream: None,
+            picked: None,
             protocol: RequestProtocol::Http,
             code: 0,
             grpc_status: None,
@@ -48,9 +51,10 @@ impl Tally {
         self.source = Some(Rc::clone(source));
     }
 
-    /// It went to `upstream`.
-    pub(crate) fn sent_to(&mut self, upstream: SocketAddr) {
+    /// It goes to `upstream`; an endpoint that was picked counts as used until the end.
+    pub(crate) fn sent_to(&mut self, upstream: SocketAddr, picked: Option<Picked>) {
         self.upstream = Some(upstream);
+        self.picked = picked;
     }
 
     /// A response begins; `flag` says why it is not the destination's.
@@ -88,7 +92,7 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         self.hop.worker.recorder.request(&RequestRecord {
-            downstream: self.hop.down,
+            downstream: self.hop.down(),
             upstream: self.upstream,
             protocol: self.protocol,
             code: self.code,

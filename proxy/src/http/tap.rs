@@ -6,6 +6,7 @@
 //! serialised bytes, from which a second request is parsed in the rare case that it is needed.
 
 use super::body::Upload;
+use crate::io::Stream;
 use http::{HeaderName, HeaderValue, Request, Version};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -14,16 +15,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 /// A connection that stopped being HTTP: the stream, and what was read of it beyond the response.
-pub(crate) type Handover = (TcpStream, bytes::Bytes);
+pub(crate) type Handover = (Stream, bytes::Bytes);
 
 /// What is known about a connection's bytes since the last [`Ear::begin`].
 #[derive(Debug)]
 pub(crate) struct Ear {
     fd: RawFd,
+    /// A TLS session can't be half-closed behind its back.
+    secure: bool,
     heard: Cell<bool>,
     /// Bytes were written, and all that hyper had are out.
     wrote: Cell<bool>,
@@ -80,7 +82,11 @@ impl Ear {
     }
 
     /// Half-closes the connection as the client did, once the request (which has no body) is written; the response still comes.
+    /// (Not one of mutual TLS: the peer has the whole request, and the connection serves others.)
     pub(crate) fn half_close(&self) {
+        if self.secure {
+            return;
+        }
         self.closing.set(true);
         self.close_if_sent();
     }
@@ -121,14 +127,15 @@ fn parse(record: &[u8]) -> Option<Request<Upload>> {
 /// A stream that is listened to.
 #[derive(Debug)]
 pub(crate) struct Tapped {
-    io: TcpStream,
+    io: Stream,
     ear: Rc<Ear>,
 }
 
 impl Tapped {
-    pub(crate) fn new(io: TcpStream) -> (Self, Rc<Ear>) {
+    pub(crate) fn new(io: Stream) -> (Self, Rc<Ear>) {
         let ear = Rc::new(Ear {
             fd: io.as_raw_fd(),
+            secure: io.is_secure(),
             heard: Cell::new(false),
             wrote: Cell::new(false),
             flushed: Cell::new(false),
@@ -140,7 +147,7 @@ impl Tapped {
         (Self { io, ear: Rc::clone(&ear) }, ear)
     }
 
-    pub(crate) fn into_inner(self) -> TcpStream {
+    pub(crate) fn into_inner(self) -> Stream {
         self.io
     }
 }

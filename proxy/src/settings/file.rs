@@ -78,12 +78,13 @@ pub fn read(yaml: &str, quota: Option<usize>) -> Result<Settings, Invalid> {
             "connect" => &mut timeouts.connect,
             "detectSilence" => &mut timeouts.detect_silence,
             "detect" => &mut timeouts.detect,
+            "handshake" => &mut timeouts.handshake,
             "requestHeader" => &mut timeouts.request_header,
             "poolIdle" => &mut timeouts.pool_idle,
             "drain" => &mut timeouts.drain,
             _ => {
                 return Err(Invalid(format!(
-                    "timeouts.{name}: unknown; there are connect, detectSilence, detect, requestHeader, poolIdle, drain"
+                    "timeouts.{name}: unknown; there are connect, detectSilence, detect, handshake, requestHeader, poolIdle, drain"
                 )));
             }
         };

@@ -100,6 +100,21 @@ impl Recorder {
         self.metrics.connect_failures.inc();
     }
 
+    /// A TLS handshake of the mesh is over: `full`, `resumed` or `failed`, and why it failed.
+    pub fn handshake(&self, direction: Direction, result: &'static str, reason: &'static str) {
+        self.metrics.handshake(direction, result, reason);
+    }
+
+    /// A connection was refused because of what it is, by PeerAuthentication.
+    pub fn refused_plaintext(&self) {
+        self.metrics.plaintext_refused.inc();
+    }
+
+    /// Nothing is known of a destination, so that it is passed through.
+    pub fn unresolved(&self) {
+        self.metrics.unresolved.inc();
+    }
+
     /// Lets go of handles that are no longer the right ones.
     fn refresh(&self) {
         let now = self.metrics.generation();
@@ -110,11 +125,11 @@ impl Recorder {
     }
 
     /// Counts a request that is over.
-    pub fn request(&self, record: &RequestRecord) {
+    pub fn request(&self, record: &RequestRecord<'_>) {
         self.refresh();
         let key = RequestKey {
             direction: record.downstream.direction,
-            port: port(&record.downstream),
+            port: port(record.downstream),
             protocol: record.protocol,
             code: record.code,
             // Codes above 16 are not gRPC's.
@@ -172,8 +187,8 @@ impl Recorder {
     }
 
     /// Counts an opaque connection that is over.
-    pub fn connection(&self, record: &ConnectionRecord) {
-        self.with_tcp(&record.downstream, record.flag, |series| {
+    pub fn connection(&self, record: &ConnectionRecord<'_>) {
+        self.with_tcp(record.downstream, record.flag, |series| {
             series.closed.inc();
             series.received.inc_by(record.received);
             series.sent.inc_by(record.sent);

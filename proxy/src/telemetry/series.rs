@@ -103,6 +103,11 @@ pub struct Metrics {
     pub(super) open: Family<Labels, Gauge>,
     pub(super) loops: Counter,
     pub(super) connect_failures: Counter,
+    handshakes: Family<Labels, Counter>,
+    pub(super) plaintext_refused: Counter,
+    pub(super) unresolved: Counter,
+    certificates: Family<Labels, Counter>,
+    certificate_expiry: Gauge,
     /// 1 while the stream to the control plane stands.
     pub control_connected: Gauge,
     /// Version of the configuration in force.
@@ -134,6 +139,11 @@ impl Metrics {
             open: Family::default(),
             loops: Counter::default(),
             connect_failures: Counter::default(),
+            handshakes: Family::default(),
+            plaintext_refused: Counter::default(),
+            unresolved: Counter::default(),
+            certificates: Family::default(),
+            certificate_expiry: Gauge::default(),
             control_connected: Gauge::default(),
             config_version: Gauge::default(),
             dns: Arc::default(),
@@ -155,11 +165,46 @@ impl Metrics {
         own.register("connections_open", "Connections that are open now", metrics.open.clone());
         own.register("loops_refused", "Connections to the proxy itself that were refused", metrics.loops.clone());
         own.register("connect_failures", "Connections to destinations that could not be made", metrics.connect_failures.clone());
+        own.register("tls_handshakes", "TLS handshakes of the mesh by result and reason", metrics.handshakes.clone());
+        own.register(
+            "plaintext_refused",
+            "Connections without mutual TLS where only that is taken",
+            metrics.plaintext_refused.clone(),
+        );
+        own.register(
+            "unresolved",
+            "Requests and connections that were passed through, their destination being unknown",
+            metrics.unresolved.clone(),
+        );
+        own.register("certificates", "Attempts to get a certificate, by result", metrics.certificates.clone());
+        own.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate in force ends",
+            metrics.certificate_expiry.clone(),
+        );
         own.register("control_connected", "Whether the stream to the control plane stands", metrics.control_connected.clone());
         own.register("config_version", "Version of the configuration in force", metrics.config_version.clone());
         metrics.dns.register(&mut registry);
         metrics.registry = registry;
         metrics
+    }
+
+    pub(super) fn handshake(&self, direction: Direction, result: &'static str, reason: &'static str) {
+        let labels =
+            vec![("direction", direction.as_str().to_owned()), ("result", result.to_owned()), ("reason", reason.to_owned())];
+        self.handshakes.get_or_create_owned(&labels).inc();
+    }
+
+    /// A certificate is in force, and ends then.
+    pub fn certificate(&self, leaf: &crate::tls::spiffe::Leaf) {
+        self.certificates.get_or_create_owned(&vec![("result", "issued".to_owned())]).inc();
+        let end = leaf.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.certificate_expiry.set(i64::try_from(end).unwrap_or(i64::MAX));
+    }
+
+    /// An attempt to get a certificate failed.
+    pub fn certificate_failed(&self) {
+        self.certificates.get_or_create_owned(&vec![("result", "failed".to_owned())]).inc();
     }
 
     /// Grows whenever workers have to let go of their handles.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use weft_proxy::balance::Routes;
 use weft_proxy::conn::{Direction, Downstream, OrigDst};
+use weft_proxy::directory::Directory;
 use weft_proxy::drain::Drain;
 use weft_proxy::http::{self, HttpVersion, Pool};
 use weft_proxy::io::Prefixed;
@@ -47,6 +49,9 @@ impl Proxy {
                     recorder: Recorder::default(),
                     pool: Pool::new(),
                     drain: watch,
+                    config: Arc::default(),
+                    routes: Routes::new(Arc::new(Directory::closed())),
+                    identity: None,
                 });
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let accepting = async {
@@ -54,12 +59,19 @@ impl Proxy {
                         let (stream, peer) = listener.accept().await.unwrap();
                         stream.set_nodelay(true).unwrap();
                         let local = stream.local_addr().unwrap();
-                        let down =
-                            Downstream { peer, local, original: OrigDst(app), direction, accepted: Instant::now(), fixed: true };
+                        let down = Downstream {
+                            peer,
+                            local,
+                            original: OrigDst(app),
+                            direction,
+                            accepted: Instant::now(),
+                            principal: None,
+                            fixed: true,
+                        };
                         let guard = worker.drain.guard();
                         let worker = Rc::clone(&worker);
                         tokio::task::spawn_local(async move {
-                            http::serve(Prefixed::new(bytes::Bytes::new(), stream), version, down, worker).await;
+                            http::serve(Prefixed::new(bytes::Bytes::new(), stream.into()), version, down, worker).await;
                             drop(guard);
                         });
                     }
