@@ -276,6 +276,36 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_is_known_by_its_protocol_name() {
+        let with_alpn = |protocols: &[&[u8]]| {
+            let list: Vec<u8> = protocols.iter().flat_map(|p| std::iter::once(p.len() as u8).chain(p.iter().copied())).collect();
+            let mut extensions = vec![0, 16];
+            extensions.extend((list.len() as u16 + 2).to_be_bytes());
+            extensions.extend((list.len() as u16).to_be_bytes());
+            extensions.extend(list);
+            let mut body = vec![3, 3];
+            body.extend([7; 32]);
+            body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+            body.extend((extensions.len() as u16).to_be_bytes());
+            body.extend(extensions);
+            let mut handshake = vec![1, 0];
+            handshake.extend((body.len() as u16).to_be_bytes());
+            handshake.extend(body);
+            records(&handshake, 900)
+        };
+        for (protocols, mesh) in [
+            (&[b"weft-h2".as_slice()][..], true),
+            (&[b"weft"], true),
+            (&[b"h2", b"http/1.1"], false),
+            (&[b"h2", b"weft-tcp"], true),
+            (&[b"weft-other"], false),
+            (&[], false),
+        ] {
+            assert_eq!(judge(&with_alpn(protocols)), Verdict::Tls(Hello { server_name: None, mesh }), "{protocols:?}");
+        }
+    }
+
+    #[test]
     fn leanings() {
         assert_eq!(judge(b"GET /a"), Verdict::More(Leaning::Http1));
         assert_eq!(judge(b"GET"), Verdict::More(Leaning::Opaque));
