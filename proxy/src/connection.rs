@@ -200,7 +200,8 @@ async fn judged(
         }
         Verdict::Tls(hello) if hello.mesh && ours => {
             drop(ahead);
-            inbound::secure(io, declared, arrival, context).await;
+            // Boxed: what is inside begins anew.
+            Box::pin(inbound::secure(io, declared, arrival, context)).await;
         }
         Verdict::Tls(hello) => {
             tracing::debug!(peer = %arrival.down.peer, destination = %arrival.down.original.0, ?hello, "TLS is passed through");

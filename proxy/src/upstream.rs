@@ -110,7 +110,8 @@ pub async fn open(worker: &Worker, plan: &Plan, alpn: Alpn) -> Result<Stream, Co
     let Some(expected) = plan.expected else { return Ok(Stream::Plain(stream)) };
     let target = plan.target;
     let secrets = worker.identity.as_ref().and_then(|holder| holder.get()).ok_or(ConnectError::NoCertificate(target))?;
-    let securing = worker.routes.clients.secure(&secrets, expected, alpn, target.ip(), stream);
+    // Boxed: the handshake is large, and most of a connection's life comes after it.
+    let securing = Box::pin(worker.routes.clients.secure(&secrets, expected, alpn, target.ip(), stream));
     let secured = tokio::time::timeout(worker.settings.timeouts.handshake, securing).await;
     match secured.unwrap_or_else(|_| Err(HandshakeError::Broken(io::ErrorKind::TimedOut.into()))) {
         Ok((stream, resumed)) => {

@@ -67,7 +67,7 @@ pub(super) async fn serve(mut io: Prefixed<Stream>, declared: Protocol, arrival:
     let (_, stream) = io.into_parts();
     let io = Prefixed::new(seen.freeze(), stream);
     match verdict {
-        Some(hello) if hello.mesh => secure(io, declared, arrival, context).await,
+        Some(hello) if hello.mesh => Box::pin(secure(io, declared, arrival, context)).await,
         _ => dispatch(io, declared, arrival, context).await,
     }
 }
@@ -90,7 +90,9 @@ async fn strict(mut io: Prefixed<Stream>, declared: Protocol, arrival: Arrival, 
     let (_, stream) = io.into_parts();
     let is_tls = seen.first() == Some(&0x16);
     match verdict {
-        Some(hello) if hello.mesh => secure(Prefixed::new(seen.freeze(), stream), declared, arrival, context).await,
+        Some(hello) if hello.mesh => {
+            Box::pin(secure(Prefixed::new(seen.freeze(), stream), declared, arrival, context)).await;
+        }
         _ => {
             let what = match (speaks, is_tls) {
                 (false, _) => "it said nothing",
