@@ -112,8 +112,7 @@ async fn strict(mut io: Prefixed<Stream>, declared: Protocol, arrival: Arrival, 
 }
 
 fn refuse(stream: &Stream, down: &Downstream, flag: Flag, context: &Context) {
-    context.worker.recorder.tcp_opened(down);
-    context.worker.recorder.connection(&ConnectionRecord {
+    context.worker.recorder.refused(&ConnectionRecord {
         downstream: down,
         upstream: None,
         flag: Some(flag),

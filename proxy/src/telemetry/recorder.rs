@@ -179,8 +179,8 @@ impl Recorder {
 
     /// Counts an opaque connection that was over before it was open to a destination: under one flag both times, so that what was
     /// opened and what was closed agree.
-    pub fn refused(&self, record: &ConnectionRecord) {
-        self.with_tcp(&record.downstream, record.flag, |series| {
+    pub fn refused(&self, record: &ConnectionRecord<'_>) {
+        self.with_tcp(record.downstream, record.flag, |series| {
             series.opened.inc();
         });
         self.connection(record);
