@@ -252,7 +252,9 @@ fn expand(list: &[wire::StringMatch], trust_domains: &[String]) -> Vec<wire::Str
         match ours {
             // Nothing is known of trust domains: what is written counts.
             Some((_, rest)) if !trust_domains.is_empty() => {
-                trust_domains.iter().for_each(|domain| push(format!("{domain}/{rest}")))
+                for domain in trust_domains {
+                    push(format!("{domain}/{rest}"));
+                }
             }
             _ => push(text.into()),
         }

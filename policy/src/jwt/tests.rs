@@ -180,7 +180,7 @@ fn what_is_refused() {
         ("a.b".into(), Refusal::Form),
         ("a.b.c.d.e".into(), Refusal::Form),
         (".b.c".into(), Refusal::Form),
-        ("".into(), Refusal::Form),
+        (String::new(), Refusal::Form),
         (format!("{}.b.c", b64("[]")), Refusal::HeaderJson),
         (format!("a.{}.c", b64("{}")), Refusal::HeaderBase64),
         (format!("{}.a.c", b64(r#"{"alg":"ES256"}"#)), Refusal::PayloadBase64),

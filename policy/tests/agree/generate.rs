@@ -168,7 +168,7 @@ fn condition(rng: &mut Rng) -> wire::Condition {
             }
         }
         Ok(Attribute::SourceIp | Attribute::RemoteIp | Attribute::DestinationIp) => {
-            one = Box::new(move |rng| exactly(blocks(rng)))
+            one = Box::new(move |rng| exactly(blocks(rng)));
         }
         Ok(Attribute::DestinationPort) => one = Box::new(move |rng| exactly(ports(rng).to_string())),
         Ok(Attribute::SourceNamespace) => one = Box::new(namespaces),
