@@ -1,12 +1,11 @@
 //! DNS capture as in a pod: the rules of `weft-init`, the built proxy as user 1337, an app as another user, and a resolver outside, in
 //! network namespaces that belong to the test alone.
 
-use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use std::fs::File;
+mod netns;
+
+use netns::{as_app, pod_and_outside};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::sync::mpsc;
@@ -15,32 +14,6 @@ use weft_init::flags::{BackendChoice, Settings};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const OUTSIDE: [&str; 2] = ["10.66.0.1", "fd66::1"];
-
-fn namespace() -> File {
-    let made = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-        File::open("/proc/thread-self/ns/net").unwrap()
-    });
-    made.join().unwrap()
-}
-
-fn enter(namespace: &File) {
-    setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-}
-
-fn sh(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Makes a socket as a process of user 1000 would.
-fn as_app<T>(make: impl FnOnce() -> T) -> T {
-    let (uid, gid) = (setfsuid(Uid::from_raw(1000)), setfsgid(Gid::from_raw(1000)));
-    let made = make();
-    setfsuid(uid);
-    setfsgid(gid);
-    made
-}
 
 struct Proxy(Child);
 
@@ -88,19 +61,8 @@ fn answer(query: &[u8], text: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_query_of_the_app_is_captured_and_answered() {
-    let (pod, outside) = (namespace(), namespace());
-    enter(&pod);
-    sh(&format!(
-        "ip link set lo up
-         ip link add eth0 type veth peer name world
-         ip link set world netns /proc/{}/fd/{}
-         ip addr add 10.66.0.2/24 dev eth0; ip addr add fd66::2/64 dev eth0 nodad
-         ip link set eth0 up",
-        std::process::id(),
-        outside.as_raw_fd()
-    ));
-    enter(&outside);
-    sh("ip link set lo up; ip addr add 10.66.0.1/24 dev world; ip addr add fd66::1/64 dev world nodad; ip link set world up");
+    let (pod, outside) = pod_and_outside();
+    outside.enter();
     // The resolvers: they say who asked.
     let (told, heard) = mpsc::channel();
     for ip in OUTSIDE {
@@ -126,8 +88,7 @@ fn a_query_of_the_app_is_captured_and_answered() {
         });
     }
 
-    enter(&pod);
-    sh("ip route add default via 10.66.0.1; ip -6 route add default via fd66::1");
+    pod.enter();
     weft_init::apply(&Settings { dns_capture: true, ..Settings::default() }, BackendChoice::Auto).unwrap();
     let dir = tempfile::tempdir().unwrap();
     // The app asks a resolver that is not there: only the pod's own resolvers can answer.
