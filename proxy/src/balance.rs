@@ -234,7 +234,9 @@ mod tests {
         // What is held counts: a hundred requests that never end are spread evenly.
         let held: Vec<Pick> = (0..99).map(|_| route.pick(&routes, None)).collect();
         let mut count: HashMap<SocketAddr, u32> = HashMap::new();
-        held.iter().for_each(|pick| *count.entry(address(pick)).or_default() += 1);
+        for pick in &held {
+            *count.entry(address(pick)).or_default() += 1;
+        }
         assert!(count.values().all(|n| (30..=36).contains(n)), "{count:?}");
         let not = "10.1.0.1:1".parse().unwrap();
         assert!((0..100).all(|_| address(&route.pick(&routes, Some(not))) != not));

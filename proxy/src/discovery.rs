@@ -77,7 +77,7 @@ impl Client {
         let mut client = DiscoveryClient::with_interceptor(channel, bearer);
         let (send, receive) = mpsc::channel(QUEUE);
         send.send(message(proxy_message::Kind::Hello(hello(&self.settings)))).await?;
-        let mut stream = client.attach(ReceiverStream::new(receive)).await?.into_inner();
+        let mut stream = client.attach(ReceiverStream::new(receive)).await.map_err(|status| told(&status))?.into_inner();
         self.metrics.control_connected.set(1);
         tracing::info!("attached to the control plane {}", self.control.address);
         *said = None;
@@ -88,7 +88,8 @@ impl Client {
         loop {
             tokio::select! {
                 update = stream.message() => {
-                    let Some(update) = update? else { bail!("it ended the stream") };
+                    let update = update.map_err(|status| told(&status))?;
+                    let Some(update) = update else { bail!("it ended the stream") };
                     let version = update.version;
                     let error = self.take(update);
                     send.send(message(proxy_message::Kind::Ack(Ack { version, error }))).await?;
@@ -155,6 +156,11 @@ impl Client {
             None => String::new(),
         }
     }
+}
+
+/// What a status says, without the machinery around it.
+fn told(status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{} ({:?})", status.message(), status.code())
 }
 
 fn message(kind: proxy_message::Kind) -> ProxyMessage {

@@ -143,7 +143,7 @@ mod tests {
         let other = Drain::new();
         let mut changed = other.watch();
         let refused = std::cell::Cell::new(false);
-        let (_, ()) = tokio::join!(changed.over(|| refused.get()), async {
+        let ((), ()) = tokio::join!(changed.over(|| refused.get()), async {
             other.changed();
             tokio::task::yield_now().await;
             refused.set(true);
