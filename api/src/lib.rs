@@ -4,6 +4,7 @@
 //! that people write (`istio`). It does no I/O and knows no Kubernetes client.
 
 pub mod annotations;
+pub mod console;
 pub mod env;
 #[cfg(feature = "crd")]
 pub mod istio;

@@ -1,0 +1,204 @@
+//! What the console of `weft-control` answers to the `weft` command: JSON over HTTP on [`crate::names::CONSOLE_PORT`].
+//!
+//! Each replica knows what the proxies that are attached to *it* have reported; whoever asks has to ask all of them and to add
+//! up. Every answer is an [`Answer`], so that a reader can tell which version of the control plane it talks to. Fields are only ever
+//! added; a reader ignores those that it doesn't know.
+
+use serde::{Deserialize, Serialize};
+
+/// The envelope of every answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer<T> {
+    /// Version of the control plane.
+    pub version: String,
+    /// Name of the replica (its pod).
+    pub replica: String,
+    /// What was asked for.
+    pub data: T,
+}
+
+/// Why a question could not be answered; the body of every status that is not 200.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What happened, in words for whoever asked.
+    pub error: String,
+}
+
+/// `GET /v1/proxies?namespace=`: the proxies that are attached, and those that were within the last hour.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxies {
+    /// In order of namespace and pod.
+    pub proxies: Vec<Proxy>,
+}
+
+/// A proxy as this replica knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// Name of its pod.
+    pub pod: String,
+    /// Addresses of its pod.
+    pub addresses: Vec<String>,
+    /// Its node; empty if unknown.
+    pub node: String,
+    /// Version of weft-proxy.
+    pub version: String,
+    /// The workload of the pod; empty names if it is not known yet.
+    pub workload: Workload,
+    /// Whether its stream is open on this replica now.
+    pub connected: bool,
+    /// Seconds since 1970 at which it attached last.
+    pub since: u64,
+    /// Seconds since 1970 at which it went; 0 while it is connected.
+    pub gone: u64,
+    /// Its certificate as it reported it last; `None`: it has none yet, or said nothing.
+    pub certificate: Option<Certificate>,
+    /// Why it refused its last configuration; empty: it did not.
+    pub refused: String,
+}
+
+/// A workload: the object at the top of a pod's owners.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: String,
+    /// `Deployment`, `StatefulSet`, `Pod` …
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The service account that its pods run as.
+    pub service_account: String,
+}
+
+/// The certificate of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Its SPIFFE id.
+    pub identity: String,
+    /// Seconds since 1970.
+    pub not_before: u64,
+    /// Seconds since 1970.
+    pub not_after: u64,
+    /// Who signed it: subject and key id.
+    pub issuer: String,
+    /// Serial number, hex.
+    pub serial: String,
+    /// Why the last renewal failed; empty: it did not.
+    pub error: String,
+}
+
+/// `GET /v1/edges?since=1h&namespace=&detail=true`: who talked to whom. Without `detail` methods, paths and hosts are added up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edges {
+    /// The most frequent first.
+    pub edges: Vec<Edge>,
+    /// Edges beyond the limit of the answer.
+    pub left_off: u64,
+    /// Samples that proxies reported and that this replica could not keep, since it started.
+    pub dropped: u64,
+    /// Seconds for which this replica has kept samples; shorter than what was asked for if it started later.
+    pub kept_seconds: u64,
+}
+
+/// Requests (HTTP) or connections (TCP) that were alike, seen by the receiving proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// Who sent it.
+    pub source: Source,
+    /// Who received it.
+    pub destination: Workload,
+    /// The port of the app.
+    pub port: u16,
+    /// `http` or `tcp`.
+    pub protocol: String,
+    /// HTTP method; empty: added up, or not known.
+    pub method: String,
+    /// Normalised path without query; empty: added up, or not known.
+    pub path: String,
+    /// Host; empty: added up, not known, or none.
+    pub host: String,
+    /// `issuer/subject` of a verified token; empty: none.
+    pub request_principal: String,
+    /// How many.
+    pub count: u64,
+    /// Of them refused by policy.
+    pub denied: u64,
+    /// Seconds since 1970 of the newest.
+    pub last: u64,
+}
+
+/// The sending side.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Source {
+    /// Its SPIFFE id; empty: it spoke plaintext.
+    pub identity: String,
+    /// Its address if it spoke plaintext.
+    pub address: String,
+    /// What the cluster knows of it, in words: `deploy/frontend`, `pod/x`; empty: nothing, or several.
+    pub workload: String,
+    /// Namespace of it; empty: unknown.
+    pub namespace: String,
+}
+
+/// `GET /v1/policies/hits?namespace=`: how often policies decided, since the proxies started or this replica did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyHits {
+    /// In order of policy and pod.
+    pub hits: Vec<PolicyHit>,
+}
+
+/// How often a policy decided in one pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyHit {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// `namespace/name` of the policy.
+    pub policy: String,
+    /// `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`.
+    pub action: String,
+    /// It is not enforced.
+    pub dry_run: bool,
+    /// Requests or connections that it allowed (or would have).
+    pub allowed: u64,
+    /// That it denied (or would have).
+    pub denied: u64,
+}
+
+/// `GET /v1/refusals?id=&namespace=&limit=`: what policy refused of late.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// Newest first.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A refused request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Milliseconds since 1970.
+    pub time: u64,
+    /// `x-request-id`, if it had one.
+    pub request_id: String,
+    /// Who sent it.
+    pub source: Source,
+    /// Namespace of the pod that refused it.
+    pub namespace: String,
+    /// The pod that refused it.
+    pub pod: String,
+    /// Its workload.
+    pub destination: Workload,
+    /// The port of the app.
+    pub port: u16,
+    /// HTTP method; empty for TCP.
+    pub method: String,
+    /// Normalised path; empty for TCP.
+    pub path: String,
+    /// Host; empty for TCP.
+    pub host: String,
+    /// `namespace/name` of the policy that decided; empty if none did.
+    pub policy: String,
+    /// Why, in words.
+    pub reason: String,
+}
