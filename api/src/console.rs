@@ -102,7 +102,7 @@ pub struct Edges {
 }
 
 /// Requests (HTTP) or connections (TCP) that were alike, seen by the receiving proxy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Edge {
     /// Who sent it.
     pub source: Source,

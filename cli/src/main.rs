@@ -2,8 +2,11 @@
 //!
 //! Exit codes: 0 done, 1 it failed or something was refused (the message says what), 2 the command line was wrong.
 
+mod console;
+mod edges;
 mod inject;
 mod install;
+mod output;
 mod uninject;
 mod why;
 
@@ -29,6 +32,8 @@ enum Command {
     Uninject(uninject::Args),
     /// Tell why a pod is in the mesh or not, step by step
     Why(why::Args),
+    /// Who talks to whom, as the proxies saw it
+    Edges(edges::Args),
     /// A one-machine cluster for trying and testing: up, down, status
     Playground(weft_playground::Args),
     /// Print the version
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
         Command::Inject(args) => inject::run(&args),
         Command::Uninject(args) => uninject::run(&args),
         Command::Why(args) => why::run(&args),
+        Command::Edges(args) => edges::run(&args),
         Command::Playground(args) => weft_playground::run(args).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             println!("weft {}", env!("CARGO_PKG_VERSION"));

@@ -52,6 +52,9 @@ pub struct Flags {
     /// Port of /metrics, /healthz/live and /healthz/ready (HTTP).
     #[arg(long, default_value_t = names::CONTROL_METRICS_PORT)]
     pub metrics_port: u16,
+    /// Port of the console (HTTP on loopback only, whatever --bind says), which the `weft` command asks through a port-forward.
+    #[arg(long, default_value_t = names::CONSOLE_PORT)]
+    pub console_port: u16,
     /// Further DNS name or IP address of the serving certificate; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub san: Vec<String>,
@@ -142,9 +145,14 @@ impl Flags {
         Bounds { streams_per_address: self.max_streams_per_address, streams: self.max_streams, ..Bounds::default() }
     }
 
+    /// Name of this replica for people: its pod.
+    pub fn replica(&self) -> String {
+        self.identity.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| names::CONTROL.into())
+    }
+
     /// Name of this replica, unique among them.
     pub fn identity(&self) -> String {
-        let name = self.identity.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "weft-control".into());
+        let name = self.replica();
         // A container that restarts keeps its pod's name and must not be taken for the one that died.
         format!("{name}_{:08x}", rand::random::<u32>())
     }

@@ -6,16 +6,16 @@
 //!   and about nobody else.
 //! - Everything is bounded: texts are cut, lists of one report are cut, each store has a limit, and a proxy that reports more than
 //!   [`Limits::burst`] times in a row without [`Limits::pause`] between has the rest ignored. What is left out is counted.
-//! - Time is tokio's, so that tests can stop it, tied to the wall clock at the start.
+//! - Time is monotonic, tied to the wall clock at the start; a test moves it by hand.
 
 pub mod edges;
 mod numbers;
 
 use edges::{Count, Edges, Key};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use weft_api::console::{Certificate, PolicyHit, Proxy, Refusal, Source, Workload};
 use weft_api::wire::{self, AuthorizationAction, Hello, Report};
 
@@ -65,17 +65,30 @@ impl Default for Limits {
     }
 }
 
-/// The wall clock, which moves as tokio's does.
-#[derive(Clone, Copy, Debug)]
+/// The time: that of the machine, or, in tests, one that moves when it is told to.
+#[derive(Clone, Debug)]
 struct Clock {
     wall: SystemTime,
     start: Instant,
+    moved: Option<Arc<AtomicU64>>,
 }
 
 impl Clock {
+    fn new() -> Self {
+        Self { wall: SystemTime::now(), start: Instant::now(), moved: None }
+    }
+
+    /// Time since the start.
+    fn elapsed(&self) -> Duration {
+        match &self.moved {
+            Some(moved) => Duration::from_millis(moved.load(Ordering::Relaxed)),
+            None => self.start.elapsed(),
+        }
+    }
+
+    /// Seconds since 1970.
     fn now(&self) -> u64 {
-        let now = self.wall + self.start.elapsed();
-        now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+        (self.wall + self.elapsed()).duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
     }
 }
 
@@ -135,7 +148,7 @@ impl Reports {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            clock: Clock { wall: SystemTime::now(), start: Instant::now() },
+            clock: Clock::new(),
             state: Mutex::new(State {
                 proxies: BTreeMap::new(),
                 gone: VecDeque::new(),
@@ -178,7 +191,7 @@ impl Reports {
         };
         state.proxies.insert(name.clone(), Attachment { proxy, streams: streams + 1 });
         drop(state);
-        let allowance = Mutex::new(Allowance { left: self.limits.burst, at: Instant::now() });
+        let allowance = Mutex::new(Allowance { left: self.limits.burst, at: self.clock.elapsed() });
         Attached { reports: self.clone(), name, workload: Mutex::default(), allowance }
     }
 
@@ -227,7 +240,7 @@ impl Reports {
 
     /// For how long samples are kept by now.
     pub fn kept(&self) -> Duration {
-        self.clock.start.elapsed().min(Duration::from_secs(self.limits.edges.minutes * 60))
+        self.clock.elapsed().min(Duration::from_secs(self.limits.edges.minutes * 60))
     }
 
     /// Refused requests, newest first.
@@ -277,7 +290,8 @@ impl State {
 #[derive(Debug)]
 struct Allowance {
     left: u32,
-    at: Instant,
+    /// Since the start.
+    at: Duration,
 }
 
 /// A proxy that is attached; see [`Reports::attach`].
@@ -347,7 +361,11 @@ impl Attached {
                 port,
                 http: edge.protocol == "http",
                 source_identity: cut(&edge.source_identity, TEXT).into(),
-                source_address: if edge.source_identity.is_empty() { cut(&edge.source_address, 64).into() } else { Box::default() },
+                source_address: if edge.source_identity.is_empty() {
+                    cut(&edge.source_address, 64).into()
+                } else {
+                    Box::default()
+                },
                 method: cut(&edge.method, 32).into(),
                 path: cut(&edge.path, PATH).into(),
                 host: cut(&edge.host, PATH).into(),
@@ -399,12 +417,12 @@ impl Attached {
     }
 
     fn may_report(&self) -> bool {
-        let limits = &self.reports.limits;
+        let (limits, now) = (&self.reports.limits, self.reports.clock.elapsed());
         let mut allowance = self.allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        let earned = allowance.at.elapsed().as_nanos() / limits.pause.as_nanos().max(1);
+        let earned = now.saturating_sub(allowance.at).as_nanos() / limits.pause.as_nanos().max(1);
         if earned > 0 {
             allowance.left = allowance.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(limits.burst);
-            allowance.at = Instant::now();
+            allowance.at = now;
         }
         let may = allowance.left > 0;
         allowance.left = allowance.left.saturating_sub(1);

@@ -9,6 +9,7 @@
 //! ended so that they go to another replica. A second signal ends at once.
 
 use crate::admission::{Lookup, Observer};
+use crate::ask::Mind;
 use crate::ca::authority::{Authority, system_clock};
 use crate::ca::issue::SERVING_LIFE;
 use crate::ca::keeper::{Keeper, Plan};
@@ -21,11 +22,12 @@ use crate::index::{Index, publisher};
 use crate::lease::{Candidate, Timing};
 use crate::metrics::Metrics;
 use crate::model::{Key, Kind};
+use crate::reports::{Numbers, Reports};
 use crate::serve::auth::Authenticator;
 use crate::serve::destinations::Destinations;
 use crate::serve::health::{self, Health, Trust};
 use crate::serve::limits::Limits;
-use crate::serve::{self, discovery, identity, tls};
+use crate::serve::{self, console, discovery, identity, tls};
 use crate::source::kube::{backoff, within};
 use crate::{events, keep, settings, source};
 use anyhow::Context as _;
@@ -71,6 +73,8 @@ pub struct Addresses {
     pub control: SocketAddr,
     /// Metrics and health, HTTP.
     pub metrics: SocketAddr,
+    /// The console, HTTP on loopback; `None`: its port was taken.
+    pub console: Option<SocketAddr>,
 }
 
 /// A control plane that runs.
@@ -100,7 +104,11 @@ impl Control {
         let (webhook, webhook_at) = listen(&flags, flags.webhook_port, "--webhook-port").await?;
         let (control, control_at) = listen(&flags, flags.control_port, "--control-port").await?;
         let (monitor, metrics_at) = listen(&flags, flags.metrics_port, "--metrics-port").await?;
-        let addresses = Addresses { webhook: webhook_at, control: control_at, metrics: metrics_at };
+        let consoles = console::listen(flags.console_port).await;
+        let console_at = consoles.first().and_then(|l| l.local_addr().ok());
+        let addresses = Addresses { webhook: webhook_at, control: control_at, metrics: metrics_at, console: console_at };
+        let reports = Arc::new(Reports::default());
+        registry.register_collector(Box::new(Numbers(reports.clone())));
 
         let parts = Parts::new(&flags).await?;
         let mut tasks = JoinSet::new();
@@ -168,6 +176,7 @@ impl Control {
         tasks.spawn(destinations.clone().run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
         let limits = Arc::new(Limits::new(flags.bounds()));
+        let mind = Arc::new(Mind { index: parts.index.clone(), mesh: mesh_rules.clone(), reports: reports.clone() });
         let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules,
@@ -176,6 +185,7 @@ impl Control {
             trust: told.subscribe(),
             limits: limits.clone(),
             metrics: metrics.clone(),
+            reports: reports.clone(),
             end: end.clone(),
         };
         let identity = identity::Service {
@@ -196,7 +206,11 @@ impl Control {
         let h2 = Arc::new(server_config(resolver.clone(), &[b"h2"]));
         servers.spawn(tls::serve(control, h2, serve::proxies(discovery, identity), end.clone(), grace));
         let router = health::router(Arc::new(health), Arc::new(registry));
-        tasks.spawn(serve_plain(monitor, router, health_end.clone()));
+        tasks.spawn(serve_plain("metrics and health", monitor, router, health_end.clone()));
+        for listener in consoles {
+            let router = console::router(mind.clone(), flags.replica());
+            tasks.spawn(serve_plain("the console", listener, router, health_end.clone()));
+        }
 
         // What is kept right.
         let keep = Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust, authority };
@@ -301,10 +315,10 @@ async fn listen(flags: &Flags, port: u16, flag: &str) -> anyhow::Result<(TcpList
     Ok((listener, address))
 }
 
-async fn serve_plain(listener: TcpListener, router: axum::Router, end: CancellationToken) {
+async fn serve_plain(what: &'static str, listener: TcpListener, router: axum::Router, end: CancellationToken) {
     let served = axum::serve(listener, router).with_graceful_shutdown(async move { end.cancelled().await }).await;
     if let Err(error) = served {
-        error!(%error, "metrics and health are not served any more");
+        error!(%error, "{what}: not served any more");
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the control plane serves: [`tls`] accepts, [`discovery`] tells proxies their configuration and [`destinations`] what stands behind
-//! addresses, [`identity`] signs their certificates, [`auth`] proves who asks and [`limits`] how much he may, [`health`] is for the kubelet
-//! and Prometheus. The webhook itself is the crate `weft-webhook`.
+//! addresses, [`identity`] signs their certificates, [`auth`] proves who asks and [`limits`] how much he may, [`console`] answers the
+//! `weft` command, [`health`] is for the kubelet and Prometheus. The webhook itself is the crate `weft-webhook`.
 
 pub mod auth;
+pub mod console;
 pub mod destinations;
 pub mod discovery;
 pub mod health;

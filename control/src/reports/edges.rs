@@ -384,7 +384,12 @@ mod tests {
         assert_eq!(edges.dropped(), 0);
         // Sources without end come to an end too.
         for n in 0..100 {
-            edges.add(1, 1, Key { source_identity: "".into(), source_address: format!("10.0.0.{n}").into(), ..key("scanned", "/") }, one());
+            edges.add(
+                1,
+                1,
+                Key { source_identity: "".into(), source_address: format!("10.0.0.{n}").into(), ..key("scanned", "/") },
+                one(),
+            );
         }
         assert_eq!(edges.per_destination.values().max(), Some(&20));
         assert!(edges.dropped() > 80);

@@ -28,8 +28,12 @@ impl Collector for Numbers {
         }
         let taken = ConstCounter::new(state.reports);
         taken.encode(encoder.encode_descriptor("weft_reports", "Reports of proxies", None, MetricType::Counter)?)?;
-        let mut family =
-            encoder.encode_descriptor("weft_reports_dropped", "What of reports was not kept, for want of room", None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor(
+            "weft_reports_dropped",
+            "What of reports was not kept, for want of room",
+            None,
+            MetricType::Counter,
+        )?;
         let dropped = [
             ("report", state.dropped.reports),
             ("edge", state.edges.dropped()),

@@ -18,6 +18,7 @@ use super::tls::Peer;
 use crate::compile::{self, Mesh};
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics, Refused};
+use crate::reports::{Attached, Reports};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -32,8 +33,8 @@ use weft_api::wire::{ControlMessage, Destination, Hello, Inbound, ProxyMessage, 
 
 /// Time for the first message of a stream.
 const HELLO: Duration = Duration::from_secs(10);
-/// Largest message that is read: a Hello or an Ack is far smaller.
-const MESSAGE: usize = 64 * 1024;
+/// Largest message that is read: a proxy cuts its reports to a part of that, all else is far smaller.
+const MESSAGE: usize = 256 * 1024;
 
 /// Most addresses that one stream follows.
 pub const FOLLOWED: usize = 4096;
@@ -54,6 +55,8 @@ pub struct Service {
     pub limits: Arc<Limits>,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// What proxies report.
+    pub reports: Arc<Reports>,
     /// The end: streams are ended so that proxies go elsewhere.
     pub end: CancellationToken,
 }
@@ -113,6 +116,7 @@ impl Discovery for Service {
             trust: self.trust.clone(),
             _place: place,
             metrics: self.metrics.clone(),
+            attached: self.reports.attach(&hello),
             end: self.end.clone(),
             hello,
             sender,
@@ -135,6 +139,7 @@ struct Stream {
     /// Given back with the stream.
     _place: Place,
     metrics: Arc<Metrics>,
+    attached: Attached,
     end: CancellationToken,
     sender: mpsc::Sender<Result<ControlMessage, Status>>,
     version: u64,
@@ -291,6 +296,9 @@ impl Stream {
         let mesh = self.mesh.borrow_and_update().clone();
         let pod = view.pods.get(&self.hello.pod)?;
         let inbound = compile::inbound_config(pod, &view, &mesh);
+        if let Some(workload) = &inbound.workload {
+            self.attached.workload(workload);
+        }
         if self.sent.as_ref() == Some(&inbound) {
             return None;
         }
@@ -310,11 +318,13 @@ impl Stream {
         match message.kind {
             Some(proxy_message::Kind::Ack(ack)) if ack.error.is_empty() => {
                 self.metrics.acks.get_or_create(&Ended::OK).inc();
+                self.attached.answered("");
                 debug!(%pod, %namespace, version = ack.version, "configuration in force");
                 true
             }
             Some(proxy_message::Kind::Ack(ack)) => {
                 self.metrics.acks.get_or_create(&Ended::ERROR).inc();
+                self.attached.answered(&ack.error);
                 warn!(%pod, %namespace, version = ack.version, error = %ack.error,
                     "a proxy refused its configuration and keeps the one before; do its version and ours differ much?");
                 true
@@ -331,8 +341,12 @@ impl Stream {
                 self.destinations.unwatch(&unwatch.address);
                 true
             }
+            Some(proxy_message::Kind::Report(report)) => {
+                self.attached.report(report);
+                true
+            }
             // A newer proxy may say what we don't know yet.
-            Some(proxy_message::Kind::Report(_)) | None => true,
+            None => true,
         }
     }
 }

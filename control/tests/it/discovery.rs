@@ -32,6 +32,8 @@ pub(crate) async fn control(api: &FakeApi, dir: &std::path::Path, more: &[&str])
         "0",
         "--metrics-port",
         "0",
+        "--console-port",
+        "0",
     ]);
     args.extend(["--shutdown-delay", "0"]);
     args.extend(more);
@@ -73,7 +75,7 @@ pub(crate) async fn channel(address: std::net::SocketAddr, bundle: &str) -> Chan
 }
 
 pub(crate) struct Proxy {
-    send: mpsc::Sender<ProxyMessage>,
+    pub(crate) send: mpsc::Sender<ProxyMessage>,
     stream: Streaming<ControlMessage>,
 }
 
@@ -101,7 +103,7 @@ impl Proxy {
     }
 
     /// The next configuration.
-    async fn next(&mut self) -> (u64, Inbound) {
+    pub(crate) async fn next(&mut self) -> (u64, Inbound) {
         loop {
             if let (version, control_message::Kind::Inbound(inbound)) = self.message().await {
                 return (version, inbound);
@@ -126,7 +128,7 @@ pub(crate) fn pod(namespace: &str, name: &str, app: &str) -> Value {
         "spec": {"serviceAccountName": "cart", "containers": [{"name": "app", "ports": [{"name": "web", "containerPort": 8080}]}]}})
 }
 
-fn service(namespace: &str, name: &str, app: &str, port: &str) -> Value {
+pub(crate) fn service(namespace: &str, name: &str, app: &str, port: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
         "spec": {"selector": {"app": app}, "ports": [{"name": port, "port": 80, "targetPort": "web"}]}})
 }
@@ -253,6 +255,7 @@ async fn a_folder_of_manifests_in_place_of_a_cluster() {
         "--webhook-port=0",
         "--control-port=0",
         "--metrics-port=0",
+        "--console-port=0",
         "--shutdown-delay=0",
     ])
     .unwrap();

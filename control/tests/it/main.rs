@@ -3,6 +3,7 @@
 mod admission;
 mod authority;
 mod common;
+mod console;
 mod discovery;
 mod election;
 mod identity;

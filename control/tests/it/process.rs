@@ -38,7 +38,12 @@ fn start(api: &FakeApi, more: &[&str]) -> Process {
         .arg(dir.path().join("config.yaml"))
         .arg("--kubeconfig")
         .arg(&kubeconfig)
-        .args([format!("--webhook-port={webhook}"), format!("--control-port={control}"), format!("--metrics-port={metrics}")])
+        .args([
+            format!("--webhook-port={webhook}"),
+            format!("--control-port={control}"),
+            format!("--metrics-port={metrics}"),
+            "--console-port=0".into(),
+        ])
         .args(more)
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&log).unwrap())
@@ -129,7 +134,14 @@ async fn what_time_will_not_mend_ends_it_with_a_message() {
     let mut process = start(&api, &[]);
     drop(process.child.kill());
     let output = Command::new(env!("CARGO_BIN_EXE_weft-control"))
-        .args(["--manifests=/nonexistent/folder", "--bind=127.0.0.1", "--webhook-port=0", "--control-port=0", "--metrics-port=0"])
+        .args([
+            "--manifests=/nonexistent/folder",
+            "--bind=127.0.0.1",
+            "--webhook-port=0",
+            "--control-port=0",
+            "--metrics-port=0",
+            "--console-port=0",
+        ])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
