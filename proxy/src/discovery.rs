@@ -9,6 +9,7 @@ use crate::control::{self, Backoff};
 use crate::directory::{Destination, Directory, Wish};
 use crate::drain::Drain;
 use crate::inbound::Config;
+use crate::report::{self, Batch, Outbox};
 use crate::settings::{Control, Settings};
 use crate::telemetry::Metrics;
 use anyhow::bail;
@@ -41,6 +42,10 @@ pub struct Client {
     pub wishes: mpsc::UnboundedReceiver<Wish>,
     /// The trust bundle.
     pub trust: watch::Sender<Option<TrustBundle>>,
+    /// What workers have gathered.
+    pub reported: mpsc::Receiver<Batch>,
+    /// What of it waits to be told.
+    pub outbox: Outbox,
     /// Connections are told of a new configuration.
     pub drain: Drain,
     /// Counts.
@@ -68,7 +73,18 @@ impl Client {
             if started.elapsed() > STOOD {
                 backoff.reset();
             }
-            tokio::time::sleep(backoff.wait()).await;
+            self.pause(backoff.wait()).await;
+        }
+    }
+
+    /// Waits, taking what workers have gathered, so that they need not keep it.
+    async fn pause(&mut self, wait: Duration) {
+        let mut over = std::pin::pin!(tokio::time::sleep(wait));
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Some(batch) = self.reported.recv() => self.outbox.add(batch),
+            }
         }
     }
 
@@ -85,6 +101,9 @@ impl Client {
         while self.wishes.try_recv().is_ok() {}
         let mut again = self.directory.connected(true);
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut tell = tokio::time::interval(report::GATHER);
+        tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.outbox.attached();
         loop {
             tokio::select! {
                 update = stream.message() => {
@@ -111,6 +130,12 @@ impl Client {
                     send.send(wish).await?;
                 }
                 _ = sweep.tick() => self.directory.sweep(),
+                Some(batch) = self.reported.recv() => self.outbox.add(batch),
+                _ = tell.tick() => {
+                    for report in self.outbox.take() {
+                        send.send(message(proxy_message::Kind::Report(report))).await?;
+                    }
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ pub mod inbound;
 pub mod io;
 pub mod listen;
 pub mod log;
+pub mod report;
 pub mod run;
 pub mod settings;
 pub mod sys;

@@ -11,6 +11,7 @@ use crate::connection::Context;
 use crate::directory::Directory;
 use crate::drain::Drain;
 use crate::inbound::Config;
+use crate::report::Outbox;
 use crate::settings::{Listener, Settings};
 use crate::telemetry::{Metrics, Recorder};
 use crate::tls::identity::Holder;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Exit code: everything was drained.
 pub const DRAINED: u8 = 0;
@@ -112,11 +113,15 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     };
     let identity = settings.control.as_ref().map(|_| Arc::new(Holder::default()));
 
+    // Room for each worker's batch and one more.
+    let (reports, reported) = mpsc::channel(settings.workers + 1);
+
     let mut workers = Vec::new();
     for id in 0..settings.workers {
         let sockets = open(&settings)?;
         let (settings, config, metrics) = (Arc::clone(&settings), Arc::clone(&config), Arc::clone(&metrics));
         let (directory, identity) = (Arc::clone(&directory), identity.clone());
+        let reports = identity.is_some().then(|| reports.clone());
         let (watch, stopped, waiting) = (drain.watch(), stopped.clone(), Arc::clone(&waiting));
         let name = format!("worker-{id}");
         let work = move || {
@@ -126,11 +131,16 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
                 Err(error) => return tracing::error!("a worker can't start: {error}"),
             };
             let recorder = Recorder::new(metrics);
+            let recorder = if reports.is_some() { recorder.reporting() } else { recorder };
             let routes = Routes::new(directory);
             let worker = Worker { settings, recorder, pool: http::Pool::new(), drain: watch, config, routes, identity };
             let context = Context { worker: Rc::new(worker), pipes: sys::Pipes::default(), clients: std::cell::Cell::new(0) };
             let context = Rc::new(context);
             let local = tokio::task::LocalSet::new();
+            if let Some(reports) = reports {
+                let worker = Rc::clone(&context.worker);
+                local.spawn_local(async move { worker.recorder.report().run(reports).await });
+            }
             local.block_on(&runtime, serve(sockets, context, stopped, waiting));
             // Whatever is left when the process ends is cut off here.
         };
@@ -168,6 +178,7 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
         }
         if let (Some(control), Some(wishes), Some(holder)) = (settings.control.clone(), wishes, identity) {
             let (trust, pushed) = watch::channel(None);
+            let outbox = Outbox::new(Some(Arc::clone(&holder)), metrics.reports_dropped.clone());
             let certificates = tls::identity::run(control.clone(), Arc::clone(&settings), holder, pushed, Arc::clone(&metrics));
             tokio::task::spawn_local(certificates);
             let client = discovery::Client {
@@ -177,6 +188,8 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
                 directory,
                 wishes,
                 trust,
+                reported,
+                outbox,
                 drain: drain.clone(),
                 metrics: Arc::clone(&metrics),
             };

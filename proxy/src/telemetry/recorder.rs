@@ -5,6 +5,7 @@ use super::series::{Metrics, RequestSeries, TcpSeries};
 use super::{ConnectionRecord, Detected, Flag, RequestProtocol, RequestRecord};
 use crate::conn::{Direction, Downstream};
 use crate::inbound::Config;
+use crate::report::Collector;
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -39,6 +40,7 @@ pub struct Recorder {
     tcp: RefCell<HashMap<TcpKey, TcpSeries>>,
     kinds: RefCell<HashMap<(Direction, Detected), Counter>>,
     open: [Gauge; 2],
+    report: Collector,
 }
 
 impl Default for Recorder {
@@ -70,7 +72,18 @@ impl Recorder {
             tcp: RefCell::default(),
             kinds: RefCell::default(),
             open,
+            report: Collector::closed(),
         }
+    }
+
+    /// The same, and what comes in is reported to the control plane.
+    pub fn reporting(self) -> Self {
+        Self { report: Collector::new(self.metrics.reports_dropped.clone()), ..self }
+    }
+
+    /// What is gathered for the control plane.
+    pub fn report(&self) -> &Collector {
+        &self.report
     }
 
     /// A connection is open until the value is dropped.

@@ -103,6 +103,8 @@ pub struct Metrics {
     pub(super) open: Family<Labels, Gauge>,
     pub(super) loops: Counter,
     pub(super) connect_failures: Counter,
+    /// Samples for the control plane for which there was no room.
+    pub reports_dropped: Counter,
     handshakes: Family<Labels, Counter>,
     pub(super) plaintext_refused: Counter,
     pub(super) unresolved: Counter,
@@ -139,6 +141,7 @@ impl Metrics {
             open: Family::default(),
             loops: Counter::default(),
             connect_failures: Counter::default(),
+            reports_dropped: Counter::default(),
             handshakes: Family::default(),
             plaintext_refused: Counter::default(),
             unresolved: Counter::default(),
@@ -164,6 +167,8 @@ impl Metrics {
         own.register("connections", "Connections by what they turned out to speak", metrics.connections.clone());
         own.register("connections_open", "Connections that are open now", metrics.open.clone());
         own.register("loops_refused", "Connections to the proxy itself that were refused", metrics.loops.clone());
+        let help = "Samples of traffic for the control plane that were left out for want of room";
+        own.register("reports_dropped", help, metrics.reports_dropped.clone());
         own.register("connect_failures", "Connections to destinations that could not be made", metrics.connect_failures.clone());
         own.register("tls_handshakes", "TLS handshakes of the mesh by result and reason", metrics.handshakes.clone());
         own.register(

@@ -61,7 +61,8 @@ impl Holder {
         }
     }
 
-    fn failed(&self, error: &str) {
+    /// Notes why the last attempt failed; empty: it did not.
+    pub(crate) fn failed(&self, error: &str) {
         error.clone_into(&mut self.error.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
