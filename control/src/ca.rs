@@ -15,4 +15,5 @@ pub mod issue;
 pub mod keeper;
 pub mod resolver;
 pub mod signer;
+pub mod state;
 pub mod store;
