@@ -46,6 +46,10 @@ pub enum Kind {
     Refused,
     /// Pods run without it.
     Missed,
+    /// What signs certificates or is trusted has changed.
+    AuthorityChanged,
+    /// A certificate authority, or what was asked of it, can't be used.
+    AuthorityRefused,
 }
 
 impl Kind {
@@ -56,13 +60,22 @@ impl Kind {
             Self::Skipped => "InjectionSkipped",
             Self::Refused => "InjectionRefused",
             Self::Missed => "InjectionMissed",
+            Self::AuthorityChanged => "AuthorityChanged",
+            Self::AuthorityRefused => "AuthorityRefused",
         }
     }
 
     fn severity(self) -> &'static str {
         match self {
-            Self::Injected | Self::Skipped => "Normal",
-            Self::Refused | Self::Missed => "Warning",
+            Self::Injected | Self::Skipped | Self::AuthorityChanged => "Normal",
+            Self::Refused | Self::Missed | Self::AuthorityRefused => "Warning",
+        }
+    }
+
+    fn action(self) -> &'static str {
+        match self {
+            Self::Injected | Self::Skipped | Self::Refused | Self::Missed => "Inject",
+            Self::AuthorityChanged | Self::AuthorityRefused => "Certify",
         }
     }
 }
@@ -220,7 +233,7 @@ async fn write(client: &Client, reporter: &str, news: &News, known: Option<Told>
         type_: Some(news.kind.severity().into()),
         reason: Some(news.kind.reason().into()),
         message: Some(news.note.clone()),
-        action: Some("Inject".into()),
+        action: Some(news.kind.action().into()),
         count: Some(1),
         event_time: Some(MicroTime(now)),
         first_timestamp: Some(Time(now)),

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::ca::keeper::{Plan, UserSecret};
 use crate::serve::limits::Bounds;
 use clap::{Parser, ValueEnum};
 use std::net::IpAddr;
@@ -67,6 +68,14 @@ pub struct Flags {
     /// Life of workload certificates in seconds; proxies renew them at half of it, and get no longer one.
     #[arg(long, default_value_t = names::LEAF_LIFE_SECONDS, value_name = "SECONDS")]
     pub leaf_life: u64,
+    /// Secret (in the control namespace) with your own certificate authority, as Istio's `cacerts` or as cert-manager writes it.
+    /// Default: `cacerts` if it is there, else a root that the control plane makes.
+    #[arg(long, value_name = "NAME", conflicts_with = "manifests")]
+    pub ca_secret: Option<String>,
+    /// Seconds for which a new root is made known to everybody before certificates are signed below it. Kubelets take up to two minutes
+    /// to bring a changed ConfigMap into pods.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub rotation_delay: u64,
     /// Streams of proxies that one address may have open. Many proxies share one where pods are behind a gateway.
     #[arg(long, default_value_t = Bounds::default().streams_per_address, value_name = "COUNT")]
     pub max_streams_per_address: usize,
@@ -138,6 +147,22 @@ impl Flags {
     /// Longest life of a workload's certificate.
     pub fn leaf_life(&self) -> Duration {
         Duration::from_secs(self.leaf_life.max(1))
+    }
+
+    /// How certificates are made.
+    pub fn plan(&self) -> Plan {
+        let secret = match &self.ca_secret {
+            _ if self.manifests.is_some() => UserSecret::None,
+            Some(name) if !name.is_empty() => UserSecret::Named(name.clone()),
+            _ => UserSecret::Default,
+        };
+        Plan {
+            names: self.serving_names(),
+            life: self.serving_life(),
+            leaf_life: self.leaf_life(),
+            delay: Duration::from_secs(self.rotation_delay),
+            secret,
+        }
     }
 
     /// What one source may take.

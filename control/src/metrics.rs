@@ -120,8 +120,14 @@ pub struct Metrics {
     pub certificates: Family<Certified, Counter>,
     /// When the serving certificate in force ends.
     pub serving_expiry: Gauge,
-    /// When the root ends.
+    /// When the root below which certificates are signed ends.
     pub root_expiry: Gauge,
+    /// When what signs certificates ends, or the first of those above it.
+    pub issuer_expiry: Gauge,
+    /// Roots that are trusted: more than one during a rotation.
+    pub roots: Gauge,
+    /// 0 while the user's certificate authority can't be used.
+    pub authority_good: Gauge,
     /// Renewals of the serving certificate by this replica.
     pub serving_renewals: Counter,
     /// Corrections of `caBundle`.
@@ -175,6 +181,17 @@ impl Metrics {
             "weft_root_certificate_expiry_timestamp_seconds",
             "When the root certificate ends",
             self.root_expiry.clone(),
+        );
+        registry.register(
+            "weft_issuer_certificate_expiry_timestamp_seconds",
+            "When the certificate that signs workloads' certificates ends, or the first of those above it",
+            self.issuer_expiry.clone(),
+        );
+        registry.register("weft_trusted_roots", "Roots that are trusted: more than one during a rotation", self.roots.clone());
+        registry.register(
+            "weft_certificate_authority_good",
+            "1, or 0 while the user's certificate authority can't be used and the last good one stays in force",
+            self.authority_good.clone(),
         );
         registry.register(
             "weft_serving_certificate_renewals",

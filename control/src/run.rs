@@ -10,11 +10,10 @@
 
 use crate::admission::{Lookup, Observer};
 use crate::ask::Mind;
-use crate::ca::authority::{Authority, system_clock};
+use crate::ca::authority::{Authority, InForce, system_clock};
 use crate::ca::issue::SERVING_LIFE;
-use crate::ca::keeper::{Keeper, Plan};
+use crate::ca::keeper::{Keeper, Outside, Setup};
 use crate::ca::resolver::{Resolver, server_config};
-use crate::ca::signer::Signer;
 use crate::ca::store::Store;
 use crate::events::Events;
 use crate::flags::Flags;
@@ -275,7 +274,7 @@ impl Parts {
                 Some(file) => Authenticator::tokens(file)?,
                 None => Authenticator::Local,
             };
-            let store = flags.state_dir.clone().map_or(Store::Memory, Store::Folder);
+            let store = flags.state_dir.clone().map_or_else(Store::memory, Store::Folder);
             // The manifests count as listed once the folder was read.
             return Ok(Self { client: None, index: Arc::new(Index::new([Kind::Namespace])), auth, store });
         }
@@ -418,52 +417,83 @@ impl Keep {
         if let Some(client) = parts.client.clone() {
             let reporter = flags.identity();
             tasks.spawn(events::run(inbox, client, reporter, parts.index.clone(), metrics.clone()));
-            tasks.spawn(keep::missed::run(parts.index.clone(), settings.clone(), leader.clone(), news, metrics.clone()));
+            tasks.spawn(keep::missed::run(parts.index.clone(), settings.clone(), leader.clone(), news.clone(), metrics.clone()));
         }
-        let plan = Plan { names: flags.serving_names(), life: flags.serving_life() };
+        let plan = flags.plan();
         if plan.life != SERVING_LIFE {
             info!(seconds = plan.life.as_secs(), "serving certificates live for a time that was chosen by flag");
         }
-        let keeper = Arc::new(Keeper::open(parts.store, plan, resolver, metrics.clone()).await);
-        let bundle = keeper.trust_bundle().to_owned();
-        match Signer::new(&keeper.root().certificate, &keeper.root().key)
-            .and_then(|signer| Authority::new(Arc::new(signer), bundle.clone(), 0))
-        {
-            Ok(found) => drop(authority.send_replace(Some(Arc::new(found)))),
-            Err(error) => error!(%error, "no workload certificates are signed"),
-        }
+        let in_force = authority.subscribe();
+        let setup = Setup {
+            store: parts.store,
+            plan,
+            resolver,
+            metrics: metrics.clone(),
+            clock: system_clock(),
+            news: parts.client.is_some().then_some(news),
+            authority,
+        };
+        let keeper = Keeper::open(setup).await;
         let name = format!("{}.{}.svc", flags.service, flags.namespace());
-        trust.send_replace(Some(Arc::new(Trust { bundle: bundle.clone(), name })));
-        if let Some(file) = &flags.trust_bundle_out {
-            match std::fs::write(file, &bundle) {
-                Ok(()) => info!(file = %file.display(), "wrote the trust bundle"),
-                Err(error) => error!(file = %file.display(), %error, "cannot write the trust bundle"),
-            }
-        }
-        tasks.spawn(keeper.run(leader.clone()));
+        // The authority is open, so that there are roots: nobody is ever told of an empty bundle.
+        let present = in_force.borrow().as_ref().map(|authority| authority.bundle.clone());
+        let roots = watch::Sender::new(present.unwrap_or_else(|| Arc::from("")));
+        let bundle = roots.subscribe();
+        let mut outside = Outside::default();
+        tasks.spawn(follow_roots(in_force, roots, trust, name, flags.trust_bundle_out.clone()));
         if let Some(client) = parts.client {
             let service = Key::new(flags.namespace(), flags.service.clone());
-            let roots = watch::Sender::new(Arc::from(bundle));
             let (in_webhooks, in_namespaces) = (watch::Sender::new(Arc::from("")), watch::Sender::new(Arc::from("")));
-            let bundle = roots.subscribe();
+            outside
+                .spread
+                .push(("caBundle of our webhook configurations can't be written (see the log)", in_webhooks.subscribe()));
+            outside.spread.push((
+                "configmap weft-trust-bundle of some namespace can't be written (see the log)",
+                in_namespaces.subscribe(),
+            ));
+            let index = parts.index.clone();
             tasks.spawn(keep::ca_bundle::run(
                 client.clone(),
                 service,
                 bundle.clone(),
                 in_webhooks,
-                parts.index.clone(),
+                index.clone(),
                 leader.clone(),
                 metrics.clone(),
             ));
-            tasks.spawn(keep::trust_bundle::run(client, bundle, in_namespaces, parts.index, settings, leader, metrics));
-            tasks.spawn(async move {
-                // Keeps the channel open.
-                let _roots = roots;
-                std::future::pending::<()>().await;
-            });
+            tasks.spawn(keep::trust_bundle::run(client, bundle, in_namespaces, index, settings, leader.clone(), metrics));
         }
+        tasks.spawn(async move { keeper.run(leader, outside).await });
         let error = panicked(&mut tasks).await;
         std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Tells everybody of the roots that are in force.
+async fn follow_roots(
+    mut authority: InForce,
+    roots: watch::Sender<Arc<str>>,
+    trust: watch::Sender<Option<Arc<Trust>>>,
+    name: String,
+    file: Option<PathBuf>,
+) {
+    let mut told = None;
+    loop {
+        let now = authority.borrow_and_update().as_ref().map(|authority| authority.bundle.clone());
+        if let Some(bundle) = now.filter(|bundle| told.as_ref() != Some(bundle)) {
+            told = Some(bundle.clone());
+            trust.send_replace(Some(Arc::new(Trust { bundle: bundle.to_string(), name: name.clone() })));
+            if let Some(file) = &file {
+                match std::fs::write(file, bundle.as_bytes()) {
+                    Ok(()) => info!(file = %file.display(), "wrote the trust bundle"),
+                    Err(error) => error!(file = %file.display(), %error, "cannot write the trust bundle"),
+                }
+            }
+            roots.send_replace(bundle);
+        }
+        if authority.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 //! All that depends on it (the proxies' API, trust bundles, `caBundle`, readiness, the serving certificate) receives this one value
 //! by a watch channel and never sees half a change.
 
-use super::issue::CertError;
+use super::issue::{self, CertError};
 use super::signer::Signer;
+use super::state::State;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::watch;
@@ -24,10 +24,12 @@ pub fn system_clock() -> Clock {
 /// What is in force.
 #[derive(Clone, Debug)]
 pub struct Authority {
-    /// What signs workload certificates.
-    pub signer: Arc<Signer>,
+    /// What signs workload certificates; or why nothing does on this replica.
+    pub signer: Result<Arc<Signer>, String>,
+    /// SHA-256 of the certificate that signs, here or on other replicas.
+    pub issuer: Vec<u8>,
     /// The roots (PEM, one after the other) that a peer's chain may end at: never fewer than are needed.
-    pub bundle: String,
+    pub bundle: Arc<str>,
     /// The same, DER.
     pub roots: Vec<CertificateDer<'static>>,
     /// Seconds since 1970; leaves that were issued before should be renewed. 0: none.
@@ -35,18 +37,28 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Of a signer and the roots (PEM) that are trusted.
+    /// Of a state, and what signs.
     ///
     /// # Errors
     /// There is no root, or one that can't be read.
-    pub fn new(signer: Arc<Signer>, bundle: String, renew_before: u64) -> Result<Self, CertError> {
-        let roots: Vec<_> = CertificateDer::pem_slice_iter(bundle.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|e| CertError::Unusable(format!("the roots can't be read: {e}")))?;
+    pub fn new(state: &State, signer: Result<Arc<Signer>, String>) -> Result<Self, CertError> {
+        let bundle = state.bundle();
+        let roots = issue::ders(&bundle)?;
         if roots.is_empty() {
             return Err(CertError::Unusable("there is no root certificate".into()));
         }
-        Ok(Self { signer, bundle, roots, renew_before })
+        let issuer = issue::unhex(&state.issuer).unwrap_or_default();
+        Ok(Self { signer, issuer, bundle: bundle.into(), roots, renew_before: state.renew_before })
+    }
+
+    /// Whether nothing that matters differs.
+    pub fn same(&self, other: &Self) -> bool {
+        let signers = match (&self.signer, &other.signer) {
+            (Ok(one), Ok(other)) => one.fingerprint() == other.fingerprint() && one.not_after() == other.not_after(),
+            (Err(one), Err(other)) => one == other,
+            _ => false,
+        };
+        signers && self.issuer == other.issuer && self.bundle == other.bundle && self.renew_before == other.renew_before
     }
 
     /// What proxies are told.
@@ -55,7 +67,7 @@ impl Authority {
             roots: self.roots.iter().map(|root| root.to_vec()).collect(),
             trust_domain: settings.trust_domain.clone(),
             trust_domain_aliases: Vec::new(),
-            issuer: self.signer.fingerprint().to_vec(),
+            issuer: self.issuer.clone(),
             renew_before: self.renew_before,
         }
     }

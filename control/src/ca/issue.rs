@@ -3,15 +3,12 @@
 //! ECDSA P-256 throughout. Validity begins an hour before the present, so that a machine whose clock lags behind accepts a
 //! new certificate. Serial numbers are random.
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long before the present validity begins: what clocks may differ by.
 pub const BACKDATE: Duration = Duration::from_secs(3600);
-/// Life of the root: ten years. Rotating it is a procedure of its own, not something that happens by itself.
+/// Life of the root: ten years. Another one takes its place in the last fifth; see [`state`](super::state).
 pub const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Life of a serving certificate unless the operator chose another.
 pub const SERVING_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -68,6 +65,36 @@ pub(crate) fn system_time(time: x509_parser::time::ASN1Time) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }
 
+/// Bytes as lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Lower-case or upper-case hex as bytes; `None`: it is none.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+}
+
+/// A certificate as PEM.
+pub fn pem(certificate: &rustls_pki_types::CertificateDer<'_>) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(std::str::from_utf8(line).unwrap_or_default());
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
 /// SHA-256 of a certificate.
 pub fn fingerprint(certificate: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
@@ -97,25 +124,6 @@ pub fn root(now: SystemTime) -> Result<Pair, CertError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let certificate = params.self_signed(&key)?;
-    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
-}
-
-/// A new serving certificate for DNS names (or IP addresses as text), signed by a root.
-///
-/// # Errors
-/// The root can't be used, or a name is none.
-pub fn serving(root: &Pair, names: &[String], now: SystemTime, life: Duration) -> Result<Pair, CertError> {
-    let issuer = Issuer::from_ca_cert_pem(&root.certificate, KeyPair::from_pem(&root.key)?)?;
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(names.to_vec())?;
-    set_validity(&mut params, now, BACKDATE, life);
-    params.serial_number = Some(serial());
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "weft-control");
-    params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let certificate = params.signed_by(&key, &issuer)?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
@@ -151,7 +159,7 @@ impl Facts {
     }
 }
 
-fn der(certificate: &str) -> Result<rustls_pki_types::CertificateDer<'static>, CertError> {
+pub(crate) fn der(certificate: &str) -> Result<rustls_pki_types::CertificateDer<'static>, CertError> {
     use rustls_pki_types::pem::PemObject;
     rustls_pki_types::CertificateDer::from_pem_slice(certificate.as_bytes())
         .map_err(|e| unusable(format!("no PEM certificate: {e}")))
@@ -183,17 +191,14 @@ pub fn facts(certificate: &str) -> Result<Facts, CertError> {
     })
 }
 
-/// Checks that a pair is a root that can sign now.
+/// Checks that a pair is a self-signed root and its key, whatever its age: one that has expired is followed by another.
 ///
 /// # Errors
-/// Why it can't.
-pub fn check_root(root: &Pair, now: SystemTime) -> Result<Facts, CertError> {
+/// Why it is none.
+pub fn check_ca(root: &Pair) -> Result<Facts, CertError> {
     let facts = facts(&root.certificate)?;
     if !facts.is_ca {
         return Err(unusable("tls.crt is not the certificate of an authority (CA:TRUE is missing)"));
-    }
-    if facts.not_after <= now {
-        return Err(unusable("the root has expired"));
     }
     let key = KeyPair::from_pem(&root.key).map_err(|e| unusable(format!("tls.key is no private key: {e}")))?;
     if !belongs(&root.certificate, &key)? {
@@ -202,20 +207,18 @@ pub fn check_root(root: &Pair, now: SystemTime) -> Result<Facts, CertError> {
     Ok(facts)
 }
 
-/// Checks that a serving pair was signed by the root, bears all the names, and is valid now.
+/// Checks that a serving pair leads to one of the roots (PEM), bears all the names, and is valid now.
 ///
 /// # Errors
 /// Why it should be replaced.
-pub fn check_serving(root: &Pair, pair: &Pair, names: &[String], now: SystemTime) -> Result<Facts, CertError> {
+pub fn check_serving(bundle: &str, pair: &Pair, names: &[String], now: SystemTime) -> Result<Facts, CertError> {
     let found = facts(&pair.certificate)?;
-    let (leaf, issuer) = (der(&pair.certificate)?, der(&root.certificate)?);
-    let parse = |der| x509_parser::parse_x509_certificate(der).map(|(_, c)| c).map_err(unusable);
-    let (leaf, issuer) = (parse(&leaf)?, parse(&issuer)?);
-    if leaf.issuer().as_raw() != issuer.subject().as_raw() || !signed_by(&pair.certificate, &root.certificate, now) {
-        return Err(unusable("the serving certificate was not signed by the present root"));
-    }
     if found.not_after <= now {
         return Err(unusable("the serving certificate has expired"));
+    }
+    let chain = ders(&pair.certificate)?;
+    if !leads_to(&chain, &ders(bundle)?, now) {
+        return Err(unusable("the serving certificate was not signed below a root that is trusted"));
     }
     if let Some(name) = names.iter().find(|name| !found.names.contains(name)) {
         return Err(unusable(format!("the serving certificate lacks the name {name}")));
@@ -227,37 +230,46 @@ pub fn check_serving(root: &Pair, pair: &Pair, names: &[String], now: SystemTime
     Ok(found)
 }
 
+/// All certificates of a PEM text.
+pub(crate) fn ders(text: &str) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, CertError> {
+    use rustls_pki_types::pem::PemObject;
+    rustls_pki_types::CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| unusable(format!("no PEM certificates: {e}")))
+}
+
 fn belongs(certificate: &str, key: &KeyPair) -> Result<bool, CertError> {
     let der = der(certificate)?;
     let (_, x509) = x509_parser::parse_x509_certificate(&der).map_err(unusable)?;
     Ok(x509.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
 }
 
-fn signed_by(leaf: &str, root: &str, now: SystemTime) -> bool {
-    let (Ok(leaf), Ok(root)) = (der(leaf), der(root)) else { return false };
-    let mut roots = rustls::RootCertStore::empty();
-    if roots.add(root).is_err() {
-        return false;
-    }
-    let Ok(parsed) = rustls::server::ParsedCertificate::try_from(&leaf) else { return false };
+/// Whether a chain (a leaf for servers, then those above it) ends at one of the roots.
+pub(crate) fn leads_to(
+    chain: &[rustls_pki_types::CertificateDer<'static>],
+    roots: &[rustls_pki_types::CertificateDer<'static>],
+    now: SystemTime,
+) -> bool {
+    let mut store = rustls::RootCertStore::empty();
+    store.add_parsable_certificates(roots.iter().cloned());
+    let Some((leaf, above)) = chain.split_first() else { return false };
+    let Ok(parsed) = rustls::server::ParsedCertificate::try_from(leaf) else { return false };
     let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let result = rustls::client::verify_server_cert_signed_by_trust_anchor(
         &parsed,
-        &roots,
-        &[],
+        &store,
+        above,
         rustls_pki_types::UnixTime::since_unix_epoch(since),
         algorithms,
     );
-    // Age is the caller's question; here only the signature is.
-    !matches!(result, Err(error) if !matches!(error, rustls::Error::InvalidCertificate(
-        rustls::CertificateError::ExpiredContext { .. } | rustls::CertificateError::Expired
-            | rustls::CertificateError::NotValidYetContext { .. } | rustls::CertificateError::NotValidYet)))
+    result.is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ca::signer::Signer;
 
     fn names() -> Vec<String> {
         serving_names("weft-control", "weft-system", "cluster.local")
@@ -267,10 +279,10 @@ mod tests {
     fn a_root_and_what_it_signs() {
         let now = SystemTime::now();
         let root = root(now).unwrap();
-        let root_facts = check_root(&root, now).unwrap();
+        let root_facts = check_ca(&root).unwrap();
         assert!(root_facts.is_ca && root_facts.not_before < now - BACKDATE / 2);
-        let pair = serving(&root, &names(), now, Duration::from_secs(3000)).unwrap();
-        let facts = check_serving(&root, &pair, &names(), now).unwrap();
+        let pair = Signer::of_root(&root).unwrap().serving(&names(), now, Duration::from_secs(3000)).unwrap();
+        let facts = check_serving(&root.certificate, &pair, &names(), now).unwrap();
         assert_eq!(facts.names, names());
         assert!(!facts.is_ca);
         let renew = facts.renew_at().duration_since(now).unwrap().as_secs();
@@ -282,20 +294,32 @@ mod tests {
         let now = SystemTime::now();
         let (ours, other) = (root(now).unwrap(), root(now).unwrap());
         let life = Duration::from_secs(100);
-        let pair = serving(&ours, &names(), now, life).unwrap();
-        let reason =
-            |root: &Pair, pair: &Pair, names: &[String], now| check_serving(root, pair, names, now).unwrap_err().to_string();
-        assert!(reason(&other, &pair, &names(), now).contains("not signed by the present root"));
+        let signer = Signer::of_root(&ours).unwrap();
+        let pair = signer.serving(&names(), now, life).unwrap();
+        let reason = |root: &Pair, pair: &Pair, names: &[String], now| {
+            check_serving(&root.certificate, pair, names, now).unwrap_err().to_string()
+        };
+        assert!(reason(&other, &pair, &names(), now).contains("not signed below a root that is trusted"));
         assert!(reason(&ours, &pair, &names(), now + life * 2).contains("expired"));
         assert!(reason(&ours, &pair, &["x.y".to_owned()], now).contains("x.y"));
-        let mixed = Pair { key: serving(&ours, &names(), now, life).unwrap().key, ..pair.clone() };
+        let mixed = Pair { key: signer.serving(&names(), now, life).unwrap().key, ..pair.clone() };
         assert!(reason(&ours, &mixed, &names(), now).contains("not the key"));
         let broken = Pair { certificate: "-----BEGIN".into(), key: String::new() };
         assert!(reason(&ours, &broken, &names(), now).contains("PEM"));
-        assert!(check_root(&pair, now).unwrap_err().to_string().contains("CA:TRUE"));
-        assert!(check_root(&ours, now + ROOT_LIFE * 2).unwrap_err().to_string().contains("expired"));
-        // A forger who gives his root our root's name is found out by the signature.
-        assert!(!signed_by(&pair.certificate, &other.certificate, now));
+        assert!(check_ca(&pair).unwrap_err().to_string().contains("CA:TRUE"));
+        let chain = ders(&pair.certificate).unwrap();
+        assert!(leads_to(&chain, &ders(&ours.certificate).unwrap(), now));
+        assert!(!leads_to(&chain, &ders(&other.certificate).unwrap(), now));
+    }
+
+    #[test]
+    fn hex_and_pem_there_and_back() {
+        assert_eq!(hex(&[0, 0x1f, 0xff]), "001fff");
+        assert_eq!(unhex("001FFf"), Some(vec![0, 0x1f, 0xff]));
+        assert_eq!((unhex("0"), unhex("zz"), unhex("é")), (None, None, None));
+        let root = root(SystemTime::now()).unwrap();
+        let certificate = der(&root.certificate).unwrap();
+        assert_eq!(der(&pem(&certificate)).unwrap(), certificate);
     }
 
     #[test]

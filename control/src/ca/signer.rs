@@ -7,14 +7,14 @@
 //! A leaf is ECDSA or RSA as its key is, has an empty subject, exactly one name (the SPIFFE id, critical because the subject is
 //! empty, as X.509-SVID section 4.1 wants), serves for both ends of TLS, and never outlives what it was signed by.
 
-use super::issue::{self, CertError};
+use super::issue::{self, CertError, Pair};
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType, SubjectPublicKeyInfo,
+    SanType, SigningKey, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use weft_api::names;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -56,6 +56,16 @@ impl RequestError {
             Self::Key(_) => "bad-key",
             Self::Signature => "bad-signature",
         }
+    }
+}
+
+impl ProvedKey {
+    /// The public half of a key that we hold ourselves.
+    ///
+    /// # Errors
+    /// The library can't read what it wrote.
+    pub fn of(key: &KeyPair) -> Result<Self, String> {
+        SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map(Self).map_err(|e| e.to_string())
     }
 }
 
@@ -132,11 +142,32 @@ pub enum SignError {
     Failed(String),
 }
 
+/// A key that several signers share.
+#[derive(Clone)]
+struct Key(Arc<KeyPair>);
+
+impl PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        PublicKeyData::algorithm(&*self.0)
+    }
+}
+
+impl SigningKey for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        SigningKey::sign(&*self.0, message)
+    }
+}
+
 /// What signs: a certificate authority with its key and the certificates between it and the root.
 pub struct Signer {
-    issuer: Issuer<'static, KeyPair>,
-    intermediates: Vec<CertificateDer<'static>>,
-    fingerprint: [u8; 32],
+    issuer: Issuer<'static, Key>,
+    certificate: CertificateDer<'static>,
+    /// The issuing certificate, unless it is the root, and those above it up to the root.
+    sent: Vec<CertificateDer<'static>>,
     name: String,
     not_after: SystemTime,
 }
@@ -148,41 +179,54 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// A signer of a chain (PEM: the issuing certificate first, then those above it; a root may be left out) and its key.
+    /// A signer of a root (PEM) and its key.
     ///
     /// # Errors
     /// The certificate or the key can't be used, or don't fit each other.
-    pub fn new(chain: &str, key: &str) -> Result<Self, CertError> {
-        let unusable = |e: &dyn std::fmt::Display| CertError::Unusable(e.to_string());
-        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|e| unusable(&format!("no PEM certificates: {e}")))?;
-        let Some(first) = certificates.first() else { return Err(CertError::Unusable("there is no certificate".into())) };
-        let key = KeyPair::from_pem(key).map_err(|e| unusable(&format!("no private key in PEM: {e}")))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|e| unusable(&e))?;
+    pub fn of_root(root: &Pair) -> Result<Self, CertError> {
+        let certificate = issue::der(&root.certificate)?;
+        let key = KeyPair::from_pem(&root.key).map_err(|e| CertError::Unusable(format!("tls.key is no private key: {e}")))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).map_err(|e| CertError::Unusable(e.to_string()))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(CertError::Unusable("the key is not that of the certificate".into()));
+            return Err(CertError::Unusable("tls.key is not the key of tls.crt".into()));
         }
-        let name = parsed.subject().to_string();
-        let mut not_after = None::<SystemTime>;
-        let mut intermediates = Vec::new();
-        for certificate in &certificates {
-            let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|e| unusable(&e))?;
-            let end = issue::system_time(parsed.validity().not_after);
-            not_after = Some(not_after.map_or(end, |before| before.min(end)));
-            // A root is what the other side has; sending it would only cost bytes.
-            if parsed.subject().as_raw() != parsed.issuer().as_raw() {
-                intermediates.push(certificate.clone());
+        Self::from_parts(&certificate, &[], &certificate, &Arc::new(key))
+    }
+
+    /// A signer of an issuing certificate, those between it and the root (from below), the root, and the key.
+    ///
+    /// # Errors
+    /// A certificate can't be read.
+    pub fn from_parts(
+        issuing: &CertificateDer<'static>,
+        between: &[CertificateDer<'static>],
+        root: &CertificateDer<'static>,
+        key: &Arc<KeyPair>,
+    ) -> Result<Self, CertError> {
+        let parse =
+            |der| x509_parser::parse_x509_certificate(der).map(|(_, c)| c).map_err(|e| CertError::Unusable(e.to_string()));
+        let mut not_after = issue::system_time(parse(root)?.validity().not_after);
+        let mut sent = Vec::new();
+        for certificate in std::iter::once(issuing).chain(between) {
+            not_after = not_after.min(issue::system_time(parse(certificate)?.validity().not_after));
+            // The root is what the other side has; sending it would only cost bytes.
+            if certificate != root {
+                sent.push(certificate.clone());
             }
         }
-        let issuer = Issuer::from_ca_cert_der(first, key)?;
-        let fingerprint = issue::fingerprint(first);
-        Ok(Self { issuer, intermediates, fingerprint, name, not_after: not_after.unwrap_or(UNIX_EPOCH) })
+        let name = parse(issuing)?.subject().to_string();
+        let issuer = Issuer::from_ca_cert_der(issuing, Key(key.clone()))?;
+        Ok(Self { issuer, certificate: issuing.clone(), sent, name, not_after })
+    }
+
+    /// The issuing certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
     /// SHA-256 of the issuing certificate.
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.fingerprint
+        issue::fingerprint(&self.certificate)
     }
 
     /// Subject of the issuing certificate.
@@ -195,16 +239,39 @@ impl Signer {
         self.not_after
     }
 
+    fn left(&self, now: SystemTime) -> Result<Duration, SignError> {
+        let left = self.not_after.duration_since(now).unwrap_or_default();
+        if left < LEAST_LIFE { Err(SignError::Expired { name: self.name.clone() }) } else { Ok(left) }
+    }
+
+    /// A new serving certificate for DNS names (or IP addresses as text), with its chain and key. Its life is cut where the issuer's ends.
+    ///
+    /// # Errors
+    /// The issuer has expired, or a name is none.
+    pub fn serving(&self, names: &[String], now: SystemTime, life: Duration) -> Result<Pair, SignError> {
+        let failed = |e: rcgen::Error| SignError::Failed(format!("cannot make a serving certificate: {e}"));
+        let left = self.left(now)?;
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
+        issue::set_validity(&mut params, now, issue::BACKDATE, life.min(left));
+        params.serial_number = Some(issue::serial());
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "weft-control");
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let mut certificate = params.signed_by(&key, &self.issuer).map_err(failed)?.pem();
+        certificate.extend(self.sent.iter().map(issue::pem));
+        Ok(Pair { certificate, key: key.serialize_pem() })
+    }
+
     /// Signs a leaf for an identity. Its life is cut where the issuer's ends.
     ///
     /// # Errors
     /// The issuer has expired, or the library refuses.
     pub fn sign(&self, key: &ProvedKey, identity: &str, now: SystemTime, life: Duration) -> Result<Leaf, SignError> {
         let failed = |e: rcgen::Error| SignError::Failed(format!("cannot sign for {identity}: {e}"));
-        let left = self.not_after.duration_since(now).unwrap_or_default();
-        if left < LEAST_LIFE {
-            return Err(SignError::Expired { name: self.name.clone() });
-        }
+        let left = self.left(now)?;
         let mut params = CertificateParams::default();
         let not_after = issue::set_validity(&mut params, now, BACKDATE, life.min(left));
         params.serial_number = Some(issue::serial());
@@ -220,7 +287,7 @@ impl Signer {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key.0, &self.issuer).map_err(failed)?;
         let mut chain = vec![certificate.der().clone()];
-        chain.extend(self.intermediates.iter().cloned());
+        chain.extend(self.sent.iter().cloned());
         Ok(Leaf { chain, not_after })
     }
 }

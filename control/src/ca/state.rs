@@ -283,7 +283,8 @@ impl Step {
         if !first && !same_root {
             if due > at.now {
                 self.wake(due - at.now);
-                self.waiting = format!("the new root {} is being made known, for {} s more", short(&candidate.root), due - at.now);
+                self.waiting =
+                    format!("the new root {} is being made known, for {} s more", short(&candidate.root), due - at.now);
                 return;
             }
             if !at.spread {

@@ -10,8 +10,8 @@
 use super::auth::{AuthError, Authenticator, Caller};
 use super::limits::{Exceeded, Limits};
 use super::tls::Peer;
-use crate::ca::authority::{Authority, Clock, InForce};
-use crate::ca::signer::{self, RequestError, SignError};
+use crate::ca::authority::{Clock, InForce};
+use crate::ca::signer::{self, RequestError, SignError, Signer};
 use crate::index::Index;
 use crate::metrics::{Certified, Metrics};
 use std::net::{IpAddr, Ipv4Addr};
@@ -63,6 +63,8 @@ enum Denied {
     Name(String),
     #[error("the control plane has no certificate authority yet")]
     NotReady,
+    #[error("this replica of the control plane can't sign: {0}")]
+    NoSigner(String),
     #[error("{0}")]
     Sign(#[from] SignError),
     #[error("signing was interrupted: {0}")]
@@ -78,6 +80,7 @@ impl Denied {
             Self::Request(error) => error.code(),
             Self::Name(_) => "bad-name",
             Self::NotReady => "not-ready",
+            Self::NoSigner(_) => "no-issuer",
             Self::Sign(SignError::Expired { .. }) => "issuer-expired",
             Self::Sign(SignError::Failed(_)) => "signing-failed",
             Self::Interrupted(_) => "interrupted",
@@ -89,7 +92,7 @@ impl Denied {
         match self {
             Self::Limit(_) | Self::NotItsPod(_) | Self::Request(_) | Self::Name(_) => true,
             Self::Caller(error) => !matches!(error, AuthError::Unavailable(_)),
-            Self::NotReady | Self::Sign(_) | Self::Interrupted(_) => false,
+            Self::NotReady | Self::NoSigner(_) | Self::Sign(_) | Self::Interrupted(_) => false,
         }
     }
 
@@ -97,7 +100,9 @@ impl Denied {
         let message = self.to_string();
         match self {
             Self::Limit(_) => Status::resource_exhausted(message),
-            Self::Caller(AuthError::Unavailable(_)) | Self::NotReady | Self::Interrupted(_) => Status::unavailable(message),
+            Self::Caller(AuthError::Unavailable(_)) | Self::NotReady | Self::NoSigner(_) | Self::Interrupted(_) => {
+                Status::unavailable(message)
+            }
             Self::Caller(AuthError::NoToken | AuthError::Refused(_)) => Status::unauthenticated(message),
             Self::NotItsPod(_) => Status::permission_denied(message),
             Self::Request(_) | Self::Name(_) => Status::invalid_argument(message),
@@ -151,26 +156,21 @@ impl Desk {
             seconds => service.life.min(Duration::from_secs(seconds)),
         };
         let authority = service.authority.borrow().clone().ok_or(Denied::NotReady)?;
-        let leaf = self.sign(authority, asked.csr, identity.clone(), life).await?;
+        let signer = authority.signer.clone().map_err(Denied::NoSigner)?;
+        let leaf = self.sign(signer, asked.csr, identity.clone(), life).await?;
         debug!(pod = %asked.pod, namespace = %asked.namespace, %identity, "signed a certificate");
         let chain = leaf.chain.iter().map(|certificate| certificate.to_vec()).collect();
         Ok((identity, CertifyResponse { chain, trust: Some(TrustBundle::clone(&trust)) }))
     }
 
-    async fn sign(
-        &self,
-        authority: Arc<Authority>,
-        csr: Vec<u8>,
-        identity: String,
-        life: Duration,
-    ) -> Result<signer::Leaf, Denied> {
+    async fn sign(&self, signer: Arc<Signer>, csr: Vec<u8>, identity: String, life: Duration) -> Result<signer::Leaf, Denied> {
         let interrupted = |e: &dyn std::fmt::Display| Denied::Interrupted(e.to_string());
         let permit = self.permits.clone().acquire_owned().await.map_err(|e| interrupted(&e))?;
         let now = (self.service.clock)();
         let signed = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let key = signer::proved_key(&csr)?;
-            Ok::<_, Denied>(authority.signer.sign(&key, &identity, now, life)?)
+            Ok::<_, Denied>(signer.sign(&key, &identity, now, life)?)
         });
         signed.await.map_err(|e| interrupted(&e))?
     }

@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use weft_control::ca::authority::{Authority, Clock, system_clock};
 use weft_control::ca::issue;
-use weft_control::ca::keeper::{Keeper, Plan};
+use weft_control::ca::keeper::{Keeper, Outside, Plan, Setup, UserSecret};
 use weft_control::ca::resolver::{Resolver, client_config, server_config};
 use weft_control::ca::store::Store;
 use weft_control::metrics::Metrics;
@@ -20,18 +21,50 @@ use weft_control::serve::tls;
 const NAME: &str = "weft-control.weft-system.svc";
 const SECRETS: &str = "api/v1/secrets";
 
-struct Replica {
-    keeper: Arc<Keeper>,
+pub(crate) struct Replica {
+    pub(crate) keeper: Arc<Keeper>,
     resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
 }
 
-async fn replica(api: &FakeApi, life: Duration) -> Replica {
+impl Replica {
+    pub(crate) fn authority(&self) -> Arc<Authority> {
+        self.keeper.authority().borrow().clone().unwrap()
+    }
+
+    pub(crate) fn bundle(&self) -> String {
+        self.authority().bundle.to_string()
+    }
+}
+
+pub(crate) fn plan(life: Duration) -> Plan {
+    Plan {
+        names: issue::serving_names("weft-control", "weft-system", "cluster.local"),
+        life,
+        leaf_life: Duration::from_secs(24 * 3600),
+        delay: Duration::from_secs(300),
+        secret: UserSecret::Default,
+    }
+}
+
+pub(crate) async fn replica_of(store: Store, plan: Plan, clock: Clock) -> Replica {
     let (resolver, metrics) = (Arc::new(Resolver::default()), Arc::new(Metrics::default()));
+    let (resolver_of, metrics_of) = (resolver.clone(), metrics.clone());
+    let setup =
+        Setup { store, plan, resolver: resolver_of, metrics: metrics_of, clock, news: None, authority: watch::Sender::new(None) };
+    Replica { keeper: Arc::new(Keeper::open(setup).await), resolver, metrics }
+}
+
+async fn replica(api: &FakeApi, life: Duration) -> Replica {
     let store = Store::Secrets { client: api.client(), namespace: "weft-system".into() };
-    let plan = Plan { names: issue::serving_names("weft-control", "weft-system", "cluster.local"), life };
-    let keeper = Keeper::open(store, plan, resolver.clone(), metrics.clone()).await;
-    Replica { keeper: Arc::new(keeper), resolver, metrics }
+    replica_of(store, plan(life), system_clock()).await
+}
+
+fn lead(replica: &Replica, leads: bool) -> watch::Sender<bool> {
+    let (leader, keeper) = (watch::Sender::new(leads), replica.keeper.clone());
+    let follows = leader.subscribe();
+    tokio::spawn(async move { keeper.run(follows, Outside::default()).await });
+    leader
 }
 
 fn stored(api: &FakeApi, name: &str) -> String {
@@ -47,13 +80,13 @@ async fn replicas_that_start_together_agree() {
         let api = FakeApi::start().await;
         let life = Duration::from_secs(3600);
         let (a, b, c) = tokio::join!(replica(&api, life), replica(&api, life), replica(&api, life));
-        assert_eq!(a.keeper.trust_bundle(), b.keeper.trust_bundle());
-        assert_eq!(b.keeper.trust_bundle(), c.keeper.trust_bundle());
-        assert_eq!(a.keeper.trust_bundle(), stored(&api, "weft-ca"));
+        assert_eq!(a.bundle(), b.bundle());
+        assert_eq!(b.bundle(), c.bundle());
+        assert_eq!(a.bundle(), stored(&api, "weft-ca"));
         let secret = api.get(SECRETS, "weft-system", "weft-ca").unwrap();
         assert_eq!(secret["type"], "kubernetes.io/tls");
         let again = replica(&api, life).await;
-        assert_eq!(again.keeper.trust_bundle(), a.keeper.trust_bundle(), "a restart keeps the root");
+        assert_eq!(again.bundle(), a.bundle(), "a restart keeps the root");
     }
 }
 
@@ -64,7 +97,7 @@ async fn an_empty_secret_is_filled() {
         api.put(SECRETS, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "weft-system"}}));
     }
     let replica = replica(&api, Duration::from_secs(3600)).await;
-    assert_eq!(replica.keeper.trust_bundle(), stored(&api, "weft-ca"));
+    assert_eq!(replica.bundle(), stored(&api, "weft-ca"));
     assert!(replica.resolver.is_set());
 }
 
@@ -99,9 +132,8 @@ async fn rotation_fails_no_call() {
         let router = axum::Router::new().route("/", axum::routing::get(|| async { "ok" }));
         let config = Arc::new(server_config(replica.resolver.clone(), &[b"http/1.1"]));
         tokio::spawn(tls::serve(listener, config, router, end.clone(), Duration::from_secs(1)));
-        let leader = watch::Sender::new(leads);
-        tokio::spawn(replica.keeper.clone().run(leader.subscribe()));
-        let client = Arc::new(client_config(replica.keeper.trust_bundle()).unwrap());
+        let leader = lead(&replica, leads);
+        let client = Arc::new(client_config(&replica.bundle()).unwrap());
         calls.push((address, client));
         replicas.push((replica, leader));
     }
@@ -136,9 +168,8 @@ async fn rotation_fails_no_call() {
 async fn a_damaged_or_deleted_serving_secret_is_put_right() {
     let api = FakeApi::start().await;
     let replica = replica(&api, Duration::from_secs(3600)).await;
-    let leader = watch::Sender::new(true);
-    tokio::spawn(replica.keeper.clone().run(leader.subscribe()));
-    let root = replica.keeper.root().clone();
+    let _leader = lead(&replica, true);
+    let root = replica.bundle();
     let good = |api: &FakeApi| {
         api.get(SECRETS, "weft-system", "weft-control-serving")?;
         let facts = issue::facts(&stored(api, "weft-control-serving")).ok()?;
@@ -147,24 +178,28 @@ async fn a_damaged_or_deleted_serving_secret_is_put_right() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let mut secret = api.get(SECRETS, "weft-system", "weft-control-serving").unwrap();
     use base64::Engine as _;
-    secret["data"]["tls.crt"] = json!(base64::engine::general_purpose::STANDARD.encode(&root.certificate));
+    secret["data"]["tls.crt"] = json!(base64::engine::general_purpose::STANDARD.encode(&root));
     api.put(SECRETS, secret);
     eventually("the damaged secret is replaced", || good(&api)).await;
     api.remove(SECRETS, "weft-system", "weft-control-serving");
     eventually("the deleted secret is made anew", || good(&api)).await;
-    assert_eq!(stored(&api, "weft-ca"), root.certificate, "the root is never replaced");
+    assert_eq!(stored(&api, "weft-ca"), root, "the root is never replaced by itself");
+    // Not even when its Secret is deleted: every pod trusts it.
+    api.remove(SECRETS, "weft-system", "weft-ca");
+    eventually("the root comes back", || api.get(SECRETS, "weft-system", "weft-ca")).await;
+    assert_eq!(stored(&api, "weft-ca"), root);
 }
 
 #[tokio::test]
 async fn files_keep_the_root_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let open = || async {
-        let plan = Plan { names: vec!["localhost".into()], life: Duration::from_secs(3600) };
-        Keeper::open(Store::Folder(dir.path().join("state")), plan, Arc::default(), Arc::default()).await
+        let plan = Plan { secret: UserSecret::None, ..plan(Duration::from_secs(3600)) };
+        replica_of(Store::Folder(dir.path().join("state")), plan, system_clock()).await.bundle()
     };
-    let first = open().await.trust_bundle().to_owned();
-    assert_eq!(open().await.trust_bundle(), first);
+    let first = open().await;
+    assert_eq!(open().await, first);
     use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(dir.path().join("state/root.key")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(dir.path().join("state/authority.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o077, 0, "the key is for its owner only");
 }

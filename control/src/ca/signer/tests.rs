@@ -5,8 +5,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
 fn root(now: SystemTime) -> Signer {
-    let root = issue::root(now).unwrap();
-    Signer::new(&root.certificate, &root.key).unwrap()
+    Signer::of_root(&issue::root(now).unwrap()).unwrap()
 }
 
 fn request(key: &KeyPair) -> Vec<u8> {
@@ -161,9 +160,12 @@ fn identities_of_odd_names() {
 fn a_key_of_another_certificate_signs_nothing() {
     let now = SystemTime::now();
     let (one, two) = (issue::root(now).unwrap(), issue::root(now).unwrap());
-    assert!(Signer::new(&one.certificate, &two.key).unwrap_err().to_string().contains("not that of"));
-    assert!(Signer::new("", &two.key).is_err());
-    assert!(Signer::new(&one.certificate, "nonsense").is_err());
+    let reason = |certificate: &str, key: &str| {
+        Signer::of_root(&Pair { certificate: certificate.into(), key: key.into() }).unwrap_err().to_string()
+    };
+    assert!(reason(&one.certificate, &two.key).contains("not the key of"));
+    assert!(reason("", &two.key).contains("PEM"));
+    assert!(reason(&one.certificate, "nonsense").contains("tls.key"));
 }
 
 /// Signing is done off the I/O threads; this says what it costs there (`--nocapture`).

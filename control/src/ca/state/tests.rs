@@ -133,11 +133,8 @@ fn a_users_authority_at_the_first_start_needs_no_other() {
 #[test]
 fn from_self_made_to_the_users_and_back() {
     let a = own("a", 0);
-    let found = Found {
-        own: Some(a.clone()),
-        theirs: Theirs::Given("cacerts".into(), candidate("i", "r", 0)),
-        ..Found::default()
-    };
+    let found =
+        Found { own: Some(a.clone()), theirs: Theirs::Given("cacerts".into(), candidate("i", "r", 0)), ..Found::default() };
     let step = State::of_own(&a).step(&found, &Asked::default(), at(1000));
     assert_eq!((step.state.issuer.as_str(), bundle(&step.state)), ("a", vec!["a", "r"]));
     let state = step.state.step(&found, &Asked::default(), at(1000 + DELAY)).state;
