@@ -178,7 +178,7 @@ impl Control {
         let mind = Arc::new(Mind { index: parts.index.clone(), mesh: mesh_rules.clone(), reports: reports.clone() });
         let discovery = discovery::Service {
             index: parts.index.clone(),
-            mesh: mesh_rules,
+            mesh: mesh_rules.clone(),
             destinations,
             auth: parts.auth.clone(),
             trust: told.subscribe(),
@@ -197,7 +197,7 @@ impl Control {
             life: flags.leaf_life(),
             clock: system_clock(),
         };
-        tasks.spawn(crate::ca::authority::follow(authority.subscribe(), settings.clone(), told));
+        tasks.spawn(crate::ca::authority::follow(authority.subscribe(), mesh_rules, told));
         let grace = Duration::from_secs(flags.shutdown_grace);
         let mut servers = JoinSet::new();
         let https = Arc::new(server_config(resolver.clone(), &[b"h2", b"http/1.1"]));
@@ -463,7 +463,7 @@ impl Keep {
             ));
             tasks.spawn(keep::trust_bundle::run(client, bundle, in_namespaces, index, settings, leader.clone(), metrics));
         }
-        tasks.spawn(async move { keeper.run(leader, outside).await });
+        tasks.spawn(async move { Box::pin(keeper.run(leader, outside)).await });
         let error = panicked(&mut tasks).await;
         std::panic::resume_unwind(error.into_panic());
     }

@@ -6,12 +6,12 @@
 use super::issue::{self, CertError};
 use super::signer::Signer;
 use super::state::State;
+use crate::compile::Mesh;
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::watch;
 use weft_api::wire::TrustBundle;
-use weft_webhook::Settings;
 
 /// Tells the time; tests have their own.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -62,11 +62,11 @@ impl Authority {
     }
 
     /// What proxies are told.
-    pub fn trust_bundle(&self, settings: &Settings) -> TrustBundle {
+    pub fn trust_bundle(&self, trust_domain: &str, aliases: &[String]) -> TrustBundle {
         TrustBundle {
             roots: self.roots.iter().map(|root| root.to_vec()).collect(),
-            trust_domain: settings.trust_domain.clone(),
-            trust_domain_aliases: Vec::new(),
+            trust_domain: trust_domain.into(),
+            trust_domain_aliases: aliases.to_vec(),
             issuer: self.issuer.clone(),
             renew_before: self.renew_before,
         }
@@ -76,16 +76,16 @@ impl Authority {
 /// The authority in force; none before it was read or made.
 pub type InForce = watch::Receiver<Option<Arc<Authority>>>;
 
-/// Keeps what proxies are told in step with the authority and the settings. Runs until it is dropped.
+/// Keeps what proxies are told in step with the authority and the settings of the mesh. Runs until it is dropped.
 pub async fn follow(
     mut authority: InForce,
-    mut settings: watch::Receiver<Arc<Settings>>,
+    mut mesh: watch::Receiver<Arc<Mesh>>,
     trust: watch::Sender<Option<Arc<TrustBundle>>>,
 ) {
     loop {
         let now = {
-            let settings = settings.borrow_and_update();
-            authority.borrow_and_update().as_ref().map(|authority| Arc::new(authority.trust_bundle(&settings)))
+            let mesh = mesh.borrow_and_update();
+            authority.borrow_and_update().as_ref().map(|authority| Arc::new(authority.trust_bundle(&mesh.trust_domain, &[])))
         };
         trust.send_if_modified(|before| {
             let differs = *before != now;
@@ -96,7 +96,7 @@ pub async fn follow(
         });
         tokio::select! {
             changed = authority.changed() => if changed.is_err() { return std::future::pending().await },
-            changed = settings.changed() => if changed.is_err() { return std::future::pending().await },
+            changed = mesh.changed() => if changed.is_err() { return std::future::pending().await },
         }
     }
 }

@@ -83,9 +83,12 @@ pub struct Plan {
 pub struct Outside {
     /// The bundle that all of a kind have, by what the kind is called; see [`keep`](crate::keep).
     pub spread: Vec<(&'static str, watch::Receiver<Arc<str>>)>,
-    /// Whether every meshed pod is known to have a leaf that this certificate (by its key id, hex) signed.
-    pub moved: Option<Box<dyn Fn(&Signer) -> bool + Send + Sync>>,
+    /// Whether every meshed pod is known to have a leaf that this one signed; `None`: nobody can tell.
+    pub moved: Option<Moved>,
 }
+
+/// See [`Outside::moved`].
+pub type Moved = Box<dyn Fn(&Signer) -> bool + Send + Sync>;
 
 /// What the authority is doing, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -214,7 +217,7 @@ impl Keeper {
             // Somebody else may lead: what is written counts.
             self.learn_shared(shared.unwrap_or_default())?;
         } else {
-            let nothing = !shared.as_ref().is_some_and(|s| s.own.is_some());
+            let nothing = shared.as_ref().is_none_or(|s| s.own.is_none());
             let problem = {
                 let known = self.known();
                 (nothing && known.theirs == Theirs::Broken).then(|| known.theirs_problem.clone())

@@ -160,7 +160,7 @@ impl Serving {
         let reason = match &stored {
             None => "it is gone from the store".to_owned(),
             Some(stored) => match self.usable(&authority, stored) {
-                Ok(pair) => match self.reason_to_renew(&authority, &pair, now)? {
+                Ok(pair) => match reason_to_renew(&authority, &pair, now)? {
                     None => return Ok(look_again),
                     Some(reason) => reason.to_owned(),
                 },
@@ -172,19 +172,6 @@ impl Serving {
         self.metrics.serving_renewals.inc();
         self.put_in_force(&pair)?;
         Ok(look_again)
-    }
-
-    fn reason_to_renew(&self, authority: &Authority, pair: &Pair, now: SystemTime) -> anyhow::Result<Option<&'static str>> {
-        // What can't be done is no reason; that nothing signs is said where it is known.
-        let Ok(signer) = &authority.signer else { return Ok(None) };
-        let chain = issue::ders(&pair.certificate)?;
-        if !issue::leads_to(chain.get(..1).unwrap_or_default(), std::slice::from_ref(signer.certificate()), now) {
-            return Ok(Some("something else signs now"));
-        }
-        let due = issue::facts(&pair.certificate)?.renew_at() <= now;
-        // One that ends with its issuer can't be had any longer.
-        let cut = issue::facts(&pair.certificate)?.not_after >= signer.not_after();
-        Ok((due && !cut).then_some("it has lived two thirds of its life"))
     }
 
     async fn follow(&self, api: Api<Secret>, leader: watch::Receiver<bool>) {
@@ -225,4 +212,17 @@ impl Serving {
             }
         }
     }
+}
+
+fn reason_to_renew(authority: &Authority, pair: &Pair, now: SystemTime) -> anyhow::Result<Option<&'static str>> {
+    // What can't be done is no reason; that nothing signs is said where it is known.
+    let Ok(signer) = &authority.signer else { return Ok(None) };
+    let chain = issue::ders(&pair.certificate)?;
+    if !issue::leads_to(chain.get(..1).unwrap_or_default(), std::slice::from_ref(signer.certificate()), now) {
+        return Ok(Some("something else signs now"));
+    }
+    let due = issue::facts(&pair.certificate)?.renew_at() <= now;
+    // One that ends with its issuer can't be had any longer.
+    let cut = issue::facts(&pair.certificate)?.not_after >= signer.not_after();
+    Ok((due && !cut).then_some("it has lived two thirds of its life"))
 }

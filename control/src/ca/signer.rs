@@ -224,6 +224,15 @@ impl Signer {
         &self.certificate
     }
 
+    /// The key id by which leaves name it, hex; `None`: it has none.
+    pub fn key_id(&self) -> Option<String> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&self.certificate).ok()?;
+        parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => Some(issue::hex(id.0)),
+            _ => None,
+        })
+    }
+
     /// SHA-256 of the issuing certificate.
     pub fn fingerprint(&self) -> [u8; 32] {
         issue::fingerprint(&self.certificate)

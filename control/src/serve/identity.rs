@@ -160,7 +160,9 @@ impl Desk {
         let leaf = self.sign(signer, asked.csr, identity.clone(), life).await?;
         debug!(pod = %asked.pod, namespace = %asked.namespace, %identity, "signed a certificate");
         let chain = leaf.chain.iter().map(|certificate| certificate.to_vec()).collect();
-        Ok((identity, CertifyResponse { chain, trust: Some(TrustBundle::clone(&trust)) }))
+        // As of the same moment as the signature: what is pushed may be one step behind.
+        let trust = authority.trust_bundle(&trust.trust_domain, &trust.trust_domain_aliases);
+        Ok((identity, CertifyResponse { chain, trust: Some(trust) }))
     }
 
     async fn sign(&self, signer: Arc<Signer>, csr: Vec<u8>, identity: String, life: Duration) -> Result<signer::Leaf, Denied> {

@@ -63,7 +63,7 @@ async fn replica(api: &FakeApi, life: Duration) -> Replica {
 fn lead(replica: &Replica, leads: bool) -> watch::Sender<bool> {
     let (leader, keeper) = (watch::Sender::new(leads), replica.keeper.clone());
     let follows = leader.subscribe();
-    tokio::spawn(async move { keeper.run(follows, Outside::default()).await });
+    tokio::spawn(async move { Box::pin(keeper.run(follows, Outside::default())).await });
     leader
 }
 

@@ -46,7 +46,11 @@ fn a_hostile_request_gets_what_everybody_gets() {
     assert!(extended.client_auth && extended.server_auth && !extended.any);
     assert_eq!(x509.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
     let has = |wanted: fn(&ParsedExtension<'_>) -> bool| x509.extensions().iter().any(|e| wanted(e.parsed_extension()));
-    assert!(has(|e| matches!(e, ParsedExtension::AuthorityKeyIdentifier(_))));
+    let above = x509.extensions().iter().find_map(|e| match e.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| issue::hex(id.0)),
+        _ => None,
+    });
+    assert!(above.is_some() && above == signer.key_id(), "{above:?}");
     assert!(has(|e| matches!(e, ParsedExtension::SubjectKeyIdentifier(_))));
 }
 
