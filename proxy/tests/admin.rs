@@ -205,7 +205,7 @@ fn the_configuration_that_is_told_holds_no_secret() {
         root.display(),
         token.display()
     );
-    let proxy = Proxy::start(silent(), "tcp", &more, None);
+    let proxy = Proxy::start_unready(silent(), "tcp", &more);
     let told = proxy.get("/config").unwrap();
     assert!(told.contains(&token.display().to_string()), "where the token is, is told: {told}");
     for page in [told, proxy.get("/stats/prometheus").unwrap(), proxy.get("/app-health/a/livez").unwrap()] {

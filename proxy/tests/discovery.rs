@@ -161,7 +161,7 @@ fn proxy(control: SocketAddr, root: &str, dir: &Path) -> Proxy {
          workload: {{pod: p-1, name: before, namespace: shop, serviceAccount: shop}}\nports: {{7070: tcp}}",
         dir.display()
     );
-    Proxy::start(echo, "tcp", &more, None)
+    Proxy::start_unready(echo, "tcp", &more)
 }
 
 fn forwards(proxy: &Proxy) {
@@ -189,6 +189,10 @@ fn it_says_who_it_is_and_what_it_is_told_is_in_force() {
     assert_eq!((hello.pod.as_str(), hello.namespace.as_str(), hello.addresses), ("p-1", "shop", vec!["127.0.0.1".to_owned()]));
     proxy.expect_metric("weft_proxy_control_connected", " 1");
     assert_eq!(config(&proxy)["inbound"]["version"], 0);
+    // Nobody has signed a certificate for it: it forwards, but is not ready, and says why.
+    let answer = proxy.get("/healthz/ready").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("no certificate yet"), "{answer}");
+    forwards(&proxy);
 
     assert_eq!(attached.configure(3, 8080, "web").error, "");
     let now = config(&proxy);

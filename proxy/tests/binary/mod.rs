@@ -24,6 +24,15 @@ pub fn free() -> SocketAddr {
 
 impl Proxy {
     pub fn start(upstream: SocketAddr, protocol: &str, more: &str, limit: Option<u64>) -> Self {
+        Self::launch(upstream, protocol, more, limit, "/healthz/ready")
+    }
+
+    /// Without waiting for a certificate: one whose control plane signs none is not ready, but forwards.
+    pub fn start_unready(upstream: SocketAddr, protocol: &str, more: &str) -> Self {
+        Self::launch(upstream, protocol, more, None, "/healthz/live")
+    }
+
+    fn launch(upstream: SocketAddr, protocol: &str, more: &str, limit: Option<u64>, sign: &str) -> Self {
         // Another test may take a port between its choice and its use.
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
@@ -47,7 +56,7 @@ impl Proxy {
             let child = command.arg("--config").arg(&file).stderr(Stdio::piped()).spawn().unwrap();
             let mut proxy = Self { child, addr, admin, ready_after: Duration::ZERO, dir };
             while started.elapsed() < PATIENCE {
-                if proxy.get("/healthz/ready").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+                if proxy.get(sign).is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
                     proxy.ready_after = started.elapsed();
                     return proxy;
                 }
