@@ -88,6 +88,48 @@ pub struct Certificate {
     pub error: String,
 }
 
+/// `GET /v1/authority`: what signs certificates and what is trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// SHA-256 (hex) of the certificate that signs; empty: there is none yet.
+    pub issuer: String,
+    /// Its subject; empty: this replica can't sign.
+    pub subject: String,
+    /// When it, or the first of those above it, ends: seconds since 1970; 0: this replica can't sign.
+    pub not_after: u64,
+    /// The Secret of the user's that it comes from; empty: it is self-made.
+    pub secret: String,
+    /// The roots that are trusted, the oldest first.
+    pub roots: Vec<Root>,
+    /// Certificates that were issued before are being renewed: seconds since 1970; 0: none.
+    pub renew_before: u64,
+    /// The last request for new certificates that was heeded, as it was written.
+    pub renewed: String,
+    /// The last request for a new root that was heeded, as it was written.
+    pub rotated: String,
+    /// What a rotation waits for; empty: nothing, or this replica does not lead.
+    pub waiting: String,
+    /// What is wrong with the user's Secret, or with what signs here; empty: nothing.
+    pub problem: String,
+}
+
+/// A root certificate that is trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// SHA-256, hex.
+    pub fingerprint: String,
+    /// Its subject.
+    pub subject: String,
+    /// When it ends, seconds since 1970.
+    pub not_after: u64,
+    /// Since when it is trusted, seconds since 1970; 0: since before anybody noted it.
+    pub added: u64,
+    /// Since when nothing is signed below it any more, seconds since 1970; 0: it is wanted.
+    pub retired: u64,
+    /// What signs now is below it.
+    pub signs: bool,
+}
+
 /// `GET /v1/edges?since=1h&namespace=&detail=true`: who talked to whom. Without `detail` methods, paths and hosts are added up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edges {

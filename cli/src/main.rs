@@ -4,6 +4,7 @@
 
 mod console;
 mod edges;
+mod identity;
 mod inject;
 mod install;
 mod output;
@@ -34,6 +35,8 @@ enum Command {
     Why(why::Args),
     /// Who talks to whom, as the proxies saw it
     Edges(edges::Args),
+    /// The certificates of proxies, and what signs them; rotate them
+    Identity(identity::Args),
     /// A one-machine cluster for trying and testing: up, down, status
     Playground(weft_playground::Args),
     /// Print the version
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Uninject(args) => uninject::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Edges(args) => edges::run(&args),
+        Command::Identity(args) => identity::run(&args),
         Command::Playground(args) => weft_playground::run(args).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             println!("weft {}", env!("CARGO_PKG_VERSION"));

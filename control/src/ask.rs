@@ -40,6 +40,8 @@ pub struct Mind {
     pub mesh: watch::Receiver<Arc<Mesh>>,
     /// What proxies reported.
     pub reports: Arc<Reports>,
+    /// What the certificate authority is doing.
+    pub authority: watch::Receiver<Arc<crate::ca::keeper::Status>>,
 }
 
 /// Which edges are wanted.
@@ -61,6 +63,11 @@ impl Mind {
         let mut proxies = self.reports.proxies();
         proxies.retain(|p| namespace.is_empty() || p.namespace == namespace);
         Proxies { proxies }
+    }
+
+    /// What signs certificates and what is trusted.
+    pub fn authority(&self) -> weft_api::console::Authority {
+        (&**self.authority.borrow()).into()
     }
 
     /// Who talked to whom.

@@ -12,7 +12,7 @@ use crate::admission::{Lookup, Observer};
 use crate::ask::Mind;
 use crate::ca::authority::{Authority, InForce, system_clock};
 use crate::ca::issue::SERVING_LIFE;
-use crate::ca::keeper::{Keeper, Outside, Setup};
+use crate::ca::keeper::{Keeper, Moved, Outside, Setup, Status};
 use crate::ca::resolver::{Resolver, server_config};
 use crate::ca::store::Store;
 use crate::events::Events;
@@ -32,6 +32,7 @@ use crate::{events, keep, settings, source};
 use anyhow::Context as _;
 use kube::Client;
 use prometheus_client::registry::Registry;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -175,7 +176,13 @@ impl Control {
         tasks.spawn(destinations.clone().run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
         let limits = Arc::new(Limits::new(flags.bounds()));
-        let mind = Arc::new(Mind { index: parts.index.clone(), mesh: mesh_rules.clone(), reports: reports.clone() });
+        let doing = watch::Sender::new(Arc::default());
+        let mind = Arc::new(Mind {
+            index: parts.index.clone(),
+            mesh: mesh_rules.clone(),
+            reports: reports.clone(),
+            authority: doing.subscribe(),
+        });
         let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules.clone(),
@@ -212,7 +219,8 @@ impl Control {
         }
 
         // What is kept right.
-        let keep = Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust, authority };
+        let keep =
+            Keep { flags: flags.clone(), parts, settings, leader, news, metrics, resolver, trust, authority, doing, reports };
         tasks.spawn(keep.run(inbox));
         info!(webhook = %addresses.webhook, control = %addresses.control, metrics = %addresses.metrics, "listening");
         Ok(Self { addresses, flags, ending, stop_leading, election, end, servers, health_end, tasks })
@@ -408,11 +416,13 @@ struct Keep {
     resolver: Arc<Resolver>,
     trust: watch::Sender<Option<Arc<Trust>>>,
     authority: watch::Sender<Option<Arc<Authority>>>,
+    doing: watch::Sender<Arc<Status>>,
+    reports: Arc<Reports>,
 }
 
 impl Keep {
     async fn run(self, inbox: events::Inbox) {
-        let Self { flags, parts, settings, leader, news, metrics, resolver, trust, authority } = self;
+        let Self { flags, parts, settings, leader, news, metrics, resolver, trust, authority, doing, reports } = self;
         let mut tasks = JoinSet::new();
         if let Some(client) = parts.client.clone() {
             let reporter = flags.identity();
@@ -432,6 +442,7 @@ impl Keep {
             clock: system_clock(),
             news: parts.client.is_some().then_some(news),
             authority,
+            status: doing,
         };
         let keeper = Keeper::open(setup).await;
         let name = format!("{}.{}.svc", flags.service, flags.namespace());
@@ -452,6 +463,7 @@ impl Keep {
                 in_namespaces.subscribe(),
             ));
             let index = parts.index.clone();
+            outside.moved = Some(moved(index.clone(), reports));
             tasks.spawn(keep::ca_bundle::run(
                 client.clone(),
                 service,
@@ -467,6 +479,27 @@ impl Keep {
         let error = panicked(&mut tasks).await;
         std::panic::resume_unwind(error.into_panic());
     }
+}
+
+/// Whether every meshed pod is known to have a leaf of a signer: each must be attached to this very replica and have said so.
+fn moved(index: Arc<Index>, reports: Arc<Reports>) -> Moved {
+    Box::new(move |signer| {
+        let Some(key) = signer.key_id() else { return false };
+        let proxies = reports.proxies();
+        let has: HashSet<(&str, &str)> = proxies
+            .iter()
+            .filter(|proxy| proxy.connected && proxy.certificate.as_ref().is_some_and(|c| c.issuer.contains(&key)))
+            .map(|proxy| (proxy.namespace.as_str(), proxy.pod.as_str()))
+            .collect();
+        // One that is attached and unknown to the index counts too: it has a certificate, whatever it is.
+        let attached = proxies.iter().filter(|proxy| proxy.connected).all(|p| has.contains(&(&*p.namespace, &*p.pod)));
+        attached
+            && *index.synced().borrow()
+            && index.views().iter().all(|(namespace, view)| {
+                let mut meshed = view.pods.values().filter(|pod| pod.meshed() && !pod.finished);
+                meshed.all(|pod| has.contains(&(namespace.as_str(), pod.name.as_str())))
+            })
+    })
 }
 
 /// Tells everybody of the roots that are in force.

@@ -140,6 +140,8 @@ pub fn serving_names(service: &str, namespace: &str, cluster_domain: &str) -> Ve
 /// What a stored certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
+    /// Its subject.
+    pub subject: String,
     /// Valid from.
     pub not_before: SystemTime,
     /// Valid until.
@@ -184,6 +186,7 @@ pub fn facts(certificate: &str) -> Result<Facts, CertError> {
         dns.collect()
     });
     Ok(Facts {
+        subject: x509.subject().to_string(),
         not_before: system_time(x509.validity().not_before),
         not_after: system_time(x509.validity().not_after),
         names: names.unwrap_or_default(),

@@ -105,6 +105,35 @@ pub struct Status {
     pub waiting: String,
 }
 
+impl From<&Status> for weft_api::console::Authority {
+    fn from(status: &Status) -> Self {
+        let state = &status.state;
+        let roots = state.roots.iter().map(|root| {
+            let facts = issue::facts(&root.pem).ok();
+            weft_api::console::Root {
+                fingerprint: root.fingerprint.clone(),
+                subject: facts.as_ref().map(|facts| facts.subject.clone()).unwrap_or_default(),
+                not_after: facts.map(|facts| seconds(facts.not_after)).unwrap_or_default(),
+                added: root.added,
+                retired: root.retired,
+                signs: root.fingerprint == state.issuer_root,
+            }
+        });
+        Self {
+            issuer: state.issuer.clone(),
+            subject: status.issuer.clone(),
+            not_after: status.not_after,
+            secret: state.secret.clone(),
+            roots: roots.collect(),
+            renew_before: state.renew_before,
+            renewed: state.renewed.clone(),
+            rotated: state.rotated.clone(),
+            waiting: status.waiting.clone(),
+            problem: status.problem.clone(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Known {
     /// What can sign, by fingerprint, with the root's.
@@ -147,6 +176,8 @@ pub struct Setup {
     pub news: Option<Events>,
     /// Where what is in force is put.
     pub authority: watch::Sender<Option<Arc<Authority>>>,
+    /// Where what it is doing is put.
+    pub status: watch::Sender<Arc<Status>>,
 }
 
 impl Keeper {
@@ -160,13 +191,14 @@ impl Keeper {
             if failures == 1 || failures % 10 == 0 {
                 warn!(failures, "not serving yet: {error:#}; trying again");
             }
+            keeper.status.send_modify(|status| Arc::make_mut(status).problem = format!("{error:#}"));
             tokio::time::sleep(backoff(failures)).await;
         }
         keeper
     }
 
     fn new(setup: Setup) -> Self {
-        let Setup { store, plan, resolver, metrics, clock, news, authority } = setup;
+        let Setup { store, plan, resolver, metrics, clock, news, authority, status } = setup;
         let serving = Serving {
             store: store.clone(),
             names: plan.names.clone(),
@@ -177,18 +209,7 @@ impl Keeper {
             clock: clock.clone(),
         };
         metrics.authority_good.set(1);
-        Self {
-            store,
-            plan,
-            metrics,
-            clock,
-            news,
-            authority,
-            status: watch::Sender::default(),
-            known: Mutex::default(),
-            woken: Notify::new(),
-            serving,
-        }
+        Self { store, plan, metrics, clock, news, authority, status, known: Mutex::default(), woken: Notify::new(), serving }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -196,7 +217,7 @@ impl Keeper {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the authority is doing.
+    /// What it is doing.
     pub fn status(&self) -> watch::Receiver<Arc<Status>> {
         self.status.subscribe()
     }

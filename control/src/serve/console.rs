@@ -78,6 +78,7 @@ fn problem(status: StatusCode, error: impl Into<String>) -> Response {
 pub fn router(mind: Arc<Mind>, replica: String) -> Router {
     Router::new()
         .route("/v1/proxies", get(proxies))
+        .route("/v1/authority", get(authority))
         .route("/v1/edges", get(edges))
         .route("/v1/policies/hits", get(hits))
         .route("/v1/refusals", get(refusals))
@@ -164,6 +165,10 @@ struct Filter {
 
 async fn proxies(State(console): State<Console>, Query(filter): Query<Filter>) -> Response {
     console.answer(console.mind.proxies(&filter.namespace))
+}
+
+async fn authority(State(console): State<Console>) -> Response {
+    console.answer(console.mind.authority())
 }
 
 async fn edges(State(console): State<Console>, Query(filter): Query<Filter>) -> Response {

@@ -50,8 +50,16 @@ pub(crate) fn plan(life: Duration) -> Plan {
 pub(crate) async fn replica_of(store: Store, plan: Plan, clock: Clock) -> Replica {
     let (resolver, metrics) = (Arc::new(Resolver::default()), Arc::new(Metrics::default()));
     let (resolver_of, metrics_of) = (resolver.clone(), metrics.clone());
-    let setup =
-        Setup { store, plan, resolver: resolver_of, metrics: metrics_of, clock, news: None, authority: watch::Sender::new(None) };
+    let setup = Setup {
+        store,
+        plan,
+        resolver: resolver_of,
+        metrics: metrics_of,
+        clock,
+        news: None,
+        authority: watch::Sender::new(None),
+        status: watch::Sender::default(),
+    };
     Replica { keeper: Arc::new(Keeper::open(setup).await), resolver, metrics }
 }
 
