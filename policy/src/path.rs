@@ -4,7 +4,8 @@
 //! app another. The rules are those of Envoy as Istio configures it: a fragment is cut off; then, as [`Normalization`] says, escaped
 //! slashes are decoded, dot segments resolved (also where the dots are escaped), a backslash is a slash, unreserved characters are decoded and characters
 //! that no URI may hold are encoded, and runs of slashes become one. One pass, not repeated: `%252e` becomes
-//! `%252e`, which is what the app would decode to `%2e`, a name. Path parameters (`;v=1`) are part of their segment.
+//! `%252e`, which is what the app would decode to `%2e`, a name. Path parameters (`;v=1`) are part of their segment, but on a dot segment, which they don't hide:
+//! servers that strip them would see one in `/public/..;/admin`.
 //!
 //! The query is not touched. Whatever the bytes, nothing panics; a NUL, plain or escaped, is refused.
 
@@ -110,7 +111,7 @@ fn is_normal(path: &[u8], how: Normalization) -> bool {
             }
             SPECIAL if byte == b'.' => {
                 let after = path.get(at + 1).copied();
-                if before == b'/' && matches!(after, None | Some(b'/' | b'.' | b'\\' | b'%')) {
+                if before == b'/' && matches!(after, None | Some(b'/' | b'.' | b'\\' | b'%' | b';')) {
                     return false;
                 }
             }
@@ -174,6 +175,23 @@ fn is_slash(byte: u8) -> bool {
     matches!(byte, b'/' | b'\\')
 }
 
+/// Where the next segment begins, if the current one ends at `at` or has nothing but parameters (`;v=1`) from there on.
+fn segment_after(path: &[u8], at: usize) -> Result<Option<usize>, Refused> {
+    match path.get(at).copied() {
+        None => Ok(Some(at)),
+        Some(b';') => {
+            let rest = &path[at..];
+            let length = rest.iter().position(|byte| is_slash(*byte)).unwrap_or(rest.len());
+            // What is dropped is looked at as what is kept.
+            if rest[..length].contains(&0) || rest[..length].windows(3).any(|escape| escape == b"%00") {
+                return Err(Refused);
+            }
+            Ok(Some((at + length + 1).min(path.len())))
+        }
+        Some(byte) => Ok(is_slash(byte).then_some(at + 1)),
+    }
+}
+
 fn canonical(path: &[u8]) -> Result<Vec<u8>, Refused> {
     let mut out = Vec::with_capacity(path.len() + 8);
     // An escape that was broken in the input and must not become a whole one by what is decoded behind it.
@@ -190,13 +208,13 @@ fn canonical(path: &[u8]) -> Result<Vec<u8>, Refused> {
                 push_decoded(&mut out, b'.', path, at, &mut stray);
                 continue;
             }
-            let after = path.get(at).copied();
             let second = dot(path, at);
-            let after_second = path.get(at + second).copied();
-            if after.is_none_or(is_slash) {
-                at += usize::from(after.is_some());
-            } else if second > 0 && after_second.is_none_or(is_slash) {
-                at += second + usize::from(after_second.is_some());
+            if let Some(next) = segment_after(path, at)? {
+                at = next;
+            } else if second > 0
+                && let Some(next) = segment_after(path, at + second)?
+            {
+                at = next;
                 out.pop();
                 while out.last().is_some_and(|byte| *byte != b'/') {
                     out.pop();
