@@ -30,7 +30,7 @@ pub(crate) enum Load {
 pub(crate) struct Sample {
     /// Requests, connections or bytes.
     pub(crate) units: u64,
-    /// CPU time of the peer.
+    /// CPU time of the peer (of both proxies of a pair).
     pub(crate) cpu: Duration,
     /// CPU time of generator and backend together.
     pub(crate) load_cpu: Duration,
@@ -69,8 +69,8 @@ fn listener() -> Result<TcpListener> {
 }
 
 impl Load {
-    /// Puts the load on `front`; after `warm` measures for `lasting` what process `pid` uses.
-    pub(crate) async fn run(self, front: Ends, pid: u32, warm: Duration, lasting: Duration) -> Result<Sample> {
+    /// Puts the load on `front`; after `warm` measures for `lasting` what the processes `pids` use together.
+    pub(crate) async fn run(self, front: Ends, pids: &[u32], warm: Duration, lasting: Duration) -> Result<Sample> {
         let done = Arc::new(AtomicU64::new(0));
         // The measured part ends before the load does.
         let stop = Instant::now() + warm + lasting + Duration::from_millis(50);
@@ -90,7 +90,7 @@ impl Load {
         }
         let me = std::process::id();
         let look =
-            || -> Result<_> { Ok((done.load(Ordering::Relaxed), proc::cpu_time(pid)?, proc::cpu_time(me)?, Instant::now())) };
+            || -> Result<_> { Ok((done.load(Ordering::Relaxed), proc::cpu_time_of(pids)?, proc::cpu_time(me)?, Instant::now())) };
         tokio::time::sleep(warm).await;
         let before = look()?;
         tokio::time::sleep(lasting).await;
@@ -197,7 +197,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
     let peer = Peer::start(args.peer, &args.binaries, cores, back).await?;
     eprintln!("{} is process {}", args.peer.name(), peer.pid());
     let lasting = Duration::from_secs_f64(args.seconds);
-    let sample = args.load.run(peer.front, peer.pid(), Duration::from_millis(300), lasting).await?;
+    let sample = args.load.run(peer.front, &[peer.pid()], Duration::from_millis(300), lasting).await?;
     println!(
         "{:.0} units/s; CPU of {}: {:.2} µs/unit ({:.0} % of a core); of generator and backend: {:.2} µs/unit; RSS {} KiB",
         sample.rate(),
@@ -228,7 +228,7 @@ mod tests {
         let back = backends().await.unwrap();
         let me = std::process::id();
         for load in [Load::H1(4), Load::H2(10), Load::Tcp(2), Load::Churn(2)] {
-            let sample = load.run(back, me, Duration::from_millis(20), Duration::from_millis(100)).await.unwrap();
+            let sample = load.run(back, &[me], Duration::from_millis(20), Duration::from_millis(100)).await.unwrap();
             assert!(
                 sample.units > 0 && sample.cpu.abs_diff(sample.load_cpu) <= Duration::from_millis(50),
                 "{load:?}: {sample:?}"

@@ -8,11 +8,14 @@
 //!
 //! A peer that fails a scenario gets no number for it, the reason is printed, and the exit status is 1.
 
+mod certs;
+mod fetch;
 mod h1;
 mod h2;
 mod load;
 mod machine;
 mod pace;
+mod pair;
 mod peer;
 mod proc;
 mod process;
@@ -38,6 +41,8 @@ struct Args {
 enum Command {
     /// weft-proxy, Envoy, HAProxy and nginx in turn: CPU, latency, memory, start-up.
     Proxy(proxy::Args),
+    /// Two proxies with mutual TLS between them: weft-proxy, Envoy, HAProxy in turn.
+    Pair(pair::Args),
     /// AdmissionReviews posted to the webhook over TLS at a fixed rate.
     Webhook(webhook::Args),
     /// One peer under one load until the time is over: for a profiler beside it.
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match args.command {
                 Command::Proxy(args) => proxy::run(args).await,
+                Command::Pair(args) => pair::run(args).await,
                 Command::Webhook(args) => webhook::run(args).await,
                 Command::Load(args) => load::run(args).await,
             }

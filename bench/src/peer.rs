@@ -44,6 +44,9 @@ pub(crate) struct Binaries {
     /// weft-proxy, built with the profile that is to be measured.
     #[arg(long, value_name = "FILE", default_value = "target/dist/weft-proxy")]
     weft: PathBuf,
+    /// weft-control, for pairs: it gives the proxies their identities.
+    #[arg(long, value_name = "FILE", default_value = "target/dist/weft-control")]
+    pub(crate) control: PathBuf,
     /// Envoy.
     #[arg(long, value_name = "FILE", default_value = "bench/.peers/python/envoy/_bin/envoy")]
     envoy: PathBuf,

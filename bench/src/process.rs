@@ -38,6 +38,11 @@ impl Process {
         self.child.id()
     }
 
+    /// The end of its log.
+    pub(crate) fn last_words(&self) -> String {
+        last_lines(&self.log, 8)
+    }
+
     /// Tries `probe` until it succeeds, and returns how long after exec that was.
     pub(crate) async fn ready<T>(&mut self, mut probe: impl AsyncFnMut() -> Result<T>) -> Result<Duration> {
         loop {

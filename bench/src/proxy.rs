@@ -8,8 +8,8 @@ use crate::load::{self, Load};
 use crate::machine::{Cores, Machine};
 use crate::pace::Schedule;
 use crate::peer::{Binaries, Ends, Kind, Peer};
-use crate::report::{Report, Results, Row};
-use crate::{proc, stats};
+use crate::report::{Bench, Report, Results, Row};
+use crate::proc;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -91,7 +91,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
     for round in 0..args.rounds {
         if args.scenarios.contains(&Scenario::Latency) {
             let latencies = load::open_loop(back.h1, LATENCY_CONNECTIONS, run.schedule()).await;
-            run.note_latency("direct", &latencies.context("the backend itself failed")?);
+            run.results.note_latency("direct", &latencies.context("the backend itself failed")?);
         }
         peers.rotate_left(usize::from(round > 0));
         for kind in &peers {
@@ -105,7 +105,7 @@ pub(crate) async fn run(args: Args) -> Result<bool> {
         }
     }
     let Run { results, failures, .. } = run;
-    let report = Report::new(machine, versions, cores, args.rounds, results, failures);
+    let report = Report::new(Bench::Hop, machine, versions, cores, args.rounds, results, failures);
     report.write(&args.out, "proxy")?;
     println!("{}", report.markdown());
     Ok(report.is_complete())
@@ -178,13 +178,13 @@ impl Run<'_> {
             Scenario::Churn => (Load::Churn(16), Row::ChurnCpu, Row::ChurnRate),
             Scenario::Latency => {
                 let latencies = load::open_loop(peer.front.h1, LATENCY_CONNECTIONS, self.schedule()).await?;
-                self.note_latency(name, &latencies);
+                self.results.note_latency(name, &latencies);
                 return Ok(());
             }
             Scenario::Memory => return Ok(()),
         };
         let lasting = Duration::from_secs_f64(self.args.seconds);
-        let sample = load.run(peer.front, peer.pid(), lasting.mul_f64(0.2), lasting).await?;
+        let sample = load.run(peer.front, &[peer.pid()], lasting.mul_f64(0.2), lasting).await?;
         if scenario == Scenario::Tcp {
             self.results.add(cpu, name, sample.cpu_per(1e9));
             self.results.add(rate, name, sample.rate() / 1e9);
@@ -196,22 +196,5 @@ impl Run<'_> {
             self.results.add(Row::LoadCpu, name, sample.load_cpu.as_secs_f64() * 1e6 / sample.units as f64);
         }
         Ok(())
-    }
-
-    /// Notes percentiles, and what of them the hop added: the direct way was measured in the same round.
-    fn note_latency(&mut self, name: &'static str, sorted: &[u64]) {
-        for (percent, whole, added) in [
-            (50.0, Row::LatencyP50, Row::AddedP50),
-            (99.0, Row::LatencyP99, Row::AddedP99),
-            (99.9, Row::LatencyP999, Row::AddedP999),
-        ] {
-            let micros = stats::percentile(sorted, percent) as f64 / 1e3;
-            self.results.add(whole, name, micros);
-            if name != "direct"
-                && let Some(direct) = self.results.latest(whole, "direct")
-            {
-                self.results.add(added, name, micros - direct);
-            }
-        }
     }
 }

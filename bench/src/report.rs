@@ -1,7 +1,7 @@
 //! What came out: values per row, peer and round; their medians; and JSON, Markdown and SVG of them.
 
 use crate::machine::{Cores, Machine};
-use crate::stats::median;
+use crate::stats::{median, percentile};
 use crate::svg;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -16,6 +16,7 @@ pub(crate) enum Row {
     H1ManyCpu,
     H2Cpu,
     ChurnCpu,
+    HandshakeCpu,
     TcpCpu,
     LatencyP50,
     LatencyP99,
@@ -26,6 +27,7 @@ pub(crate) enum Row {
     RssIdle,
     RssFull,
     RssPerConnection,
+    RssAfter,
     Startup,
     BinarySize,
     H1OneRate,
@@ -33,6 +35,8 @@ pub(crate) enum Row {
     H1ManyRate,
     H2Rate,
     ChurnRate,
+    HandshakeRate,
+    Resumed,
     TcpRate,
     LoadCpu,
 }
@@ -48,6 +52,7 @@ impl Row {
             Self::H1ManyCpu => ("h1_256_cpu", "HTTP/1.1, 256 connections: CPU", "µs/request"),
             Self::H2Cpu => ("h2_100_cpu", "HTTP/2, 100 streams: CPU", "µs/request"),
             Self::ChurnCpu => ("churn_cpu", "connection churn: CPU", "µs/connection"),
+            Self::HandshakeCpu => ("handshake_cpu", "raw TCP connection, each with mutual TLS of its own: CPU", "µs/connection"),
             Self::TcpCpu => ("tcp_cpu", "raw TCP: CPU", "s/GB"),
             Self::LatencyP50 => ("latency_p50", "latency at 2,000/s: p50", "µs"),
             Self::LatencyP99 => ("latency_p99", "latency at 2,000/s: p99", "µs"),
@@ -58,6 +63,7 @@ impl Row {
             Self::RssIdle => ("rss_idle", "RSS idle", "MiB"),
             Self::RssFull => ("rss_5000", "RSS with 5,000 idle connections", "MiB"),
             Self::RssPerConnection => ("rss_per_connection", "RSS per idle connection", "KiB"),
+            Self::RssAfter => ("rss_after", "RSS after the loads", "MiB"),
             Self::Startup => ("startup", "exec to first response", "ms"),
             Self::BinarySize => ("binary", "size of the binary", "MB"),
             Self::H1OneRate => ("h1_1_rate", "HTTP/1.1, 1 connection", "requests/s"),
@@ -65,22 +71,52 @@ impl Row {
             Self::H1ManyRate => ("h1_256_rate", "HTTP/1.1, 256 connections", "requests/s"),
             Self::H2Rate => ("h2_100_rate", "HTTP/2, 100 streams", "requests/s"),
             Self::ChurnRate => ("churn_rate", "connection churn", "connections/s"),
+            Self::HandshakeRate => ("handshake_rate", "raw TCP connections with mutual TLS", "connections/s"),
+            Self::Resumed => ("resumed", "of them resumed", "%"),
             Self::TcpRate => ("tcp_rate", "raw TCP", "GB/s"),
             Self::LoadCpu => ("load_cpu", "(generator + backend in h1-32: CPU)", "µs/request"),
         }
     }
 }
 
-/// Goals for Weft that need no second peer (absolute) or are a share of Envoy's figure in the same run.
-const GOALS: &[(Row, Goal)] = &[
-    (Row::H1Cpu, Goal::OfEnvoy(0.35)),
-    (Row::TcpCpu, Goal::OfEnvoy(0.85)),
-    (Row::LatencyP999, Goal::OfEnvoy(1.0)),
-    (Row::RssIdle, Goal::AtMost(8.0)),
-    (Row::RssPerConnection, Goal::AtMost(15.0)),
-    (Row::Startup, Goal::AtMost(100.0)),
-    (Row::BinarySize, Goal::AtMost(12.0)),
-];
+/// What was measured: which goals count, and how the plot is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bench {
+    /// One plaintext hop.
+    Hop,
+    /// Two proxies with mutual TLS between them.
+    Pair,
+}
+
+impl Bench {
+    /// Goals for Weft that need no second peer (absolute) or are a share of Envoy's figure in the same run.
+    fn goals(self) -> &'static [(Row, Goal)] {
+        match self {
+            Self::Hop => &[
+                (Row::H1Cpu, Goal::OfEnvoy(0.35)),
+                (Row::TcpCpu, Goal::OfEnvoy(0.85)),
+                (Row::LatencyP999, Goal::OfEnvoy(1.0)),
+                (Row::RssIdle, Goal::AtMost(8.0)),
+                (Row::RssPerConnection, Goal::AtMost(15.0)),
+                (Row::Startup, Goal::AtMost(100.0)),
+                (Row::BinarySize, Goal::AtMost(12.0)),
+            ],
+            Self::Pair => &[
+                (Row::H1Cpu, Goal::OfEnvoy(0.36)),
+                (Row::TcpCpu, Goal::OfEnvoy(0.86)),
+                (Row::HandshakeCpu, Goal::OfEnvoy(0.25)),
+                (Row::LatencyP999, Goal::OfEnvoy(1.0)),
+            ],
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Hop => "Cost of one hop relative to Envoy (shorter is better)",
+            Self::Pair => "Cost of a pair with mutual TLS relative to Envoy's (shorter is better)",
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Goal {
@@ -105,6 +141,24 @@ impl Results {
         self.values.get(&row)?.get(peer)?.last().copied()
     }
 
+    /// Notes percentiles of a peer's latencies (`sorted`, nanoseconds), and what of them it added: the direct way was measured in
+    /// the same round, under the name `direct`.
+    pub(crate) fn note_latency(&mut self, peer: &'static str, sorted: &[u64]) {
+        for (percent, whole, added) in [
+            (50.0, Row::LatencyP50, Row::AddedP50),
+            (99.0, Row::LatencyP99, Row::AddedP99),
+            (99.9, Row::LatencyP999, Row::AddedP999),
+        ] {
+            let micros = percentile(sorted, percent) as f64 / 1e3;
+            self.add(whole, peer, micros);
+            if peer != "direct"
+                && let Some(direct) = self.latest(whole, "direct")
+            {
+                self.add(added, peer, micros - direct);
+            }
+        }
+    }
+
     fn median(&self, row: Row, peer: &str) -> Option<f64> {
         median(self.values.get(&row)?.get(peer)?)
     }
@@ -119,6 +173,7 @@ impl Results {
 /// A finished run.
 #[derive(Debug)]
 pub(crate) struct Report {
+    bench: Bench,
     machine: Machine,
     versions: Vec<(&'static str, String)>,
     cores: Cores,
@@ -130,6 +185,7 @@ pub(crate) struct Report {
 impl Report {
     /// Peers stand in the order of `versions`.
     pub(crate) fn new(
+        bench: Bench,
         machine: Machine,
         versions: Vec<(&'static str, String)>,
         cores: Cores,
@@ -137,7 +193,7 @@ impl Report {
         results: Results,
         failures: Vec<String>,
     ) -> Self {
-        Self { machine, versions, cores, rounds, results, failures }
+        Self { bench, machine, versions, cores, rounds, results, failures }
     }
 
     /// Whether no peer failed in any scenario.
@@ -211,7 +267,7 @@ impl Report {
 
     fn goals(&self) -> String {
         let mut out = String::new();
-        for (row, goal) in GOALS {
+        for (row, goal) in self.bench.goals() {
             let (measured, limit, of) = match goal {
                 Goal::OfEnvoy(limit) => (self.results.ratio(*row, "weft", "envoy"), limit, "of Envoy's"),
                 Goal::AtMost(limit) => (self.results.median(*row, "weft"), limit, row.words().2),
@@ -234,12 +290,14 @@ impl Report {
             Row::H1ManyCpu,
             Row::H2Cpu,
             Row::ChurnCpu,
+            Row::HandshakeCpu,
             Row::TcpCpu,
             Row::LatencyP50,
             Row::LatencyP99,
             Row::LatencyP999,
             Row::RssIdle,
             Row::RssFull,
+            Row::RssAfter,
             Row::Startup,
         ];
         let groups = rows.iter().filter_map(|row| {
@@ -256,7 +314,7 @@ impl Report {
             (!bars.is_empty()).then(|| svg::Group { title: title.to_owned(), bars })
         });
         let groups: Vec<svg::Group> = groups.collect();
-        svg::bars("Cost of one hop relative to Envoy (shorter is better)", &groups)
+        svg::bars(self.bench.title(), &groups)
     }
 }
 
@@ -287,7 +345,7 @@ mod tests {
         results.add(Row::AddedP50, "envoy", 0.0);
         let cores = Cores { peer: 0, load: 1 };
         let versions = vec![("weft", "weft-proxy 1 <x>".to_owned()), ("envoy", "envoy 2".to_owned())];
-        Report::new(Machine::look(cores), versions, cores, 3, results, vec!["envoy, Tcp: broke".into()])
+        Report::new(Bench::Hop, Machine::look(cores), versions, cores, 3, results, vec!["envoy, Tcp: broke".into()])
     }
 
     #[test]

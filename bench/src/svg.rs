@@ -70,7 +70,7 @@ pub(crate) fn bars(title: &str, groups: &[Group<'_>]) -> String {
 fn colour(name: &str) -> &'static str {
     match name {
         "weft" => "#0a9d8e",
-        "envoy" => "#b04a9c",
+        "envoy" | "envoy-h2" => "#b04a9c",
         "haproxy" => "#4a7bd0",
         _ => "#8a8f98",
     }
