@@ -3,7 +3,7 @@
 
 use crate::directory::{Destination, Directory, Slot};
 use crate::settings::Protocol;
-use crate::tls::{Clients, IdentitySet};
+use crate::tls::{Clients, Identities, IdentitySet};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -90,7 +90,8 @@ impl Route {
             .endpoints
             .iter()
             .map(|endpoint| {
-                let expected = (!endpoint.identities.is_empty()).then(|| routes.clients.number(&endpoint.identities));
+                let expected =
+                    (!endpoint.identities.is_empty()).then(|| routes.clients.identities().number(&endpoint.identities));
                 let same = before.iter().find(|known| known.address == endpoint.address && known.expected == expected);
                 same.map(Rc::clone)
                     .unwrap_or_else(|| Rc::new(Endpoint { address: endpoint.address, expected, under_way: Cell::new(0) }))
@@ -154,8 +155,9 @@ pub struct Routes {
 
 impl Routes {
     /// None yet.
-    pub fn new(directory: Arc<Directory>) -> Self {
-        Self { directory, clients: Clients::default(), routes: RefCell::default(), seed: Cell::new(rand::random::<u64>() | 1) }
+    pub fn new(directory: Arc<Directory>, identities: Rc<Identities>) -> Self {
+        let seed = Cell::new(rand::random::<u64>() | 1);
+        Self { directory, clients: Clients::new(identities), routes: RefCell::default(), seed }
     }
 
     /// The way to an address. Waits, the first time, for what the control plane knows of it. None: there is nobody to ask.
@@ -221,7 +223,7 @@ mod tests {
     async fn load_is_even_and_follows_what_is_under_way() {
         let (directory, _inbox) = Directory::new();
         let directory = Arc::new(directory);
-        let routes = Routes::new(Arc::clone(&directory));
+        let routes = Routes::new(Arc::clone(&directory), Rc::default());
         let service: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let route = routes.to(service).await.unwrap();
         assert!(matches!(route.pick(&routes, None), Pick::Through), "nothing is known");

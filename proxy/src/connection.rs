@@ -277,12 +277,14 @@ async fn opaque(io: Prefixed<Stream>, ahead: Option<Server>, arrival: Arrival, k
             Err(error) => return refuse(io, &error, down, context),
         },
     };
-    worker.recorder.tcp_opened(down);
-    let Server { io: upstream, address, picked: _picked } = server;
+    let Server { io: upstream, address, picked } = server;
+    let principal = picked.as_ref().and_then(|picked| picked.endpoint().expected);
+    worker.recorder.tcp_opened(down, principal);
     let outcome = crate::tcp::carry(io, upstream, &context.pipes, unwelcome(worker, down)).await;
     worker.recorder.connection(&ConnectionRecord {
         downstream: down,
         upstream: Some(address),
+        principal,
         flag: outcome.flag,
         duration: down.accepted.elapsed(),
         received: outcome.received,
@@ -317,6 +319,7 @@ fn closed<'a>(down: &'a Downstream, server: Option<&Server>, flag: Option<Flag>)
     ConnectionRecord {
         downstream: down,
         upstream: server.map(|server| server.address),
+        principal: None,
         flag,
         duration: down.accepted.elapsed(),
         received: 0,

@@ -280,6 +280,7 @@ fn record_refusal(hop: &Hop, error: Option<&hyper::Error>) {
     hop.worker.recorder.request(&RequestRecord {
         downstream: hop.down(),
         upstream: None,
+        principal: None,
         protocol: RequestProtocol::Http,
         code,
         grpc_status: None,

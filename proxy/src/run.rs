@@ -130,9 +130,10 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
                 Ok(runtime) => runtime,
                 Err(error) => return tracing::error!("a worker can't start: {error}"),
             };
-            let recorder = Recorder::new(metrics);
+            let identities = Rc::<tls::Identities>::default();
+            let recorder = Recorder::new(metrics, Rc::clone(&identities));
             let recorder = if reports.is_some() { recorder.reporting() } else { recorder };
-            let routes = Routes::new(directory);
+            let routes = Routes::new(directory, identities);
             let worker = Worker { settings, recorder, pool: http::Pool::new(), drain: watch, config, routes, identity };
             let context = Context { worker: Rc::new(worker), pipes: sys::Pipes::default(), clients: std::cell::Cell::new(0) };
             let context = Rc::new(context);

@@ -7,6 +7,7 @@ pub use recorder::{Open, Recorder};
 pub use series::Metrics;
 
 use crate::conn::Downstream;
+use crate::tls::IdentitySet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ pub struct RequestRecord<'a> {
     pub downstream: &'a Downstream,
     /// Where it was sent, if it was.
     pub upstream: Option<SocketAddr>,
+    /// Outbound: who had to prove himself there; none: plaintext.
+    pub principal: Option<IdentitySet>,
     /// What it was spoken in.
     pub protocol: RequestProtocol,
     /// Status of the response that the client got; 0: none (the client left before).
@@ -105,6 +108,8 @@ pub struct ConnectionRecord<'a> {
     pub downstream: &'a Downstream,
     /// Where it went, if it did.
     pub upstream: Option<SocketAddr>,
+    /// Outbound: who had to prove himself there; none: plaintext.
+    pub principal: Option<IdentitySet>,
     /// Why it ended, if not by both sides' leave.
     pub flag: Option<Flag>,
     /// From accept to the end.

@@ -134,24 +134,14 @@ fn proved(chain: Option<&[rustls_pki_types::CertificateDer<'_>]>, secrets: &Secr
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IdentitySet(u32);
 
-/// A worker's TLS clients: one configuration for each set of identities and protocol, made at first use and again when there is a new
-/// certificate or trust bundle.
-#[derive(Default)]
-pub struct Clients {
+/// The sets of identities that a worker has met, by number. Their count is bounded by the service accounts of the mesh.
+#[derive(Debug, Default)]
+pub struct Identities {
     sets: RefCell<Vec<Arc<[String]>>>,
     numbers: RefCell<HashMap<Arc<[String]>, IdentitySet>>,
-    generation: std::cell::Cell<u64>,
-    connectors: RefCell<HashMap<(IdentitySet, Alpn), TlsConnector>>,
-    stores: RefCell<HashMap<IdentitySet, rustls::client::Resumption>>,
 }
 
-impl std::fmt::Debug for Clients {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Clients").field("sets", &self.sets.borrow().len()).finish_non_exhaustive()
-    }
-}
-
-impl Clients {
+impl Identities {
     /// The number of a set.
     pub fn number(&self, identities: &[String]) -> IdentitySet {
         if let Some(number) = self.numbers.borrow().get(identities) {
@@ -166,8 +156,36 @@ impl Clients {
     }
 
     /// The identities of a set.
-    pub fn identities(&self, number: IdentitySet) -> Option<Arc<[String]>> {
+    pub fn get(&self, number: IdentitySet) -> Option<Arc<[String]>> {
         self.sets.borrow().get(number.0 as usize).map(Arc::clone)
+    }
+}
+
+/// A worker's TLS clients: one configuration for each set of identities and protocol, made at first use and again when there is a new
+/// certificate or trust bundle.
+#[derive(Default)]
+pub struct Clients {
+    identities: Rc<Identities>,
+    generation: std::cell::Cell<u64>,
+    connectors: RefCell<HashMap<(IdentitySet, Alpn), TlsConnector>>,
+    stores: RefCell<HashMap<IdentitySet, rustls::client::Resumption>>,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Clients").field("identities", &self.identities).finish_non_exhaustive()
+    }
+}
+
+impl Clients {
+    /// Clients for sets of this registry.
+    pub fn new(identities: Rc<Identities>) -> Self {
+        Self { identities, ..Self::default() }
+    }
+
+    /// The registry.
+    pub fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     fn connector(&self, secrets: &Secrets, expected: IdentitySet, alpn: Alpn) -> Result<TlsConnector, HandshakeError> {
@@ -178,7 +196,7 @@ impl Clients {
         if let Some(connector) = self.connectors.borrow().get(&(expected, alpn)) {
             return Ok(connector.clone());
         }
-        let identities = self.identities(expected).unwrap_or_else(|| Arc::from(Vec::new()));
+        let identities = self.identities.get(expected).unwrap_or_else(|| Arc::from(Vec::new()));
         let mut stores = self.stores.borrow_mut();
         let store = stores.entry(expected).or_insert_with(|| rustls::client::Resumption::in_memory_sessions(secrets::SESSIONS));
         let config = secrets.client(identities, alpn, store.clone()).map_err(|e| HandshakeError::Broken(io::Error::other(e)))?;

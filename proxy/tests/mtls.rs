@@ -60,6 +60,12 @@ fn http_is_carried_over_mutual_tls_and_connections_are_shared() {
         }
         assert_eq!((pair.handshakes("full"), pair.handshakes("resumed")), (1, 0), "twenty clients share a connection");
         assert_eq!(pair.client.certificate()["identity"], spiffe("client"));
+        let (client, server) = (spiffe("client"), spiffe("server"));
+        let names = [format!("source_principal=\"{client}\""), format!("destination_principal=\"{server}\"")];
+        let [source, destination] = names.each_ref().map(String::as_str);
+        let mutual = "connection_security_policy=\"mutual_tls\"";
+        pair.server.expect_metric("istio_requests_total", &["reporter=\"destination\"", mutual, source, destination], 20);
+        pair.client.expect_metric("istio_requests_total", &["reporter=\"source\"", source, destination], 20);
     }
 }
 

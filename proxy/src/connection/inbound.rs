@@ -115,6 +115,7 @@ fn refuse(stream: &Stream, down: &Downstream, flag: Flag, context: &Context) {
     context.worker.recorder.refused(&ConnectionRecord {
         downstream: down,
         upstream: None,
+        principal: None,
         flag: Some(flag),
         duration: down.accepted.elapsed(),
         received: 0,
@@ -150,7 +151,7 @@ pub(super) async fn secure(io: Prefixed<Stream>, declared: Protocol, mut arrival
         }
     };
     worker.recorder.handshake(Direction::Inbound, if peer.resumed { "resumed" } else { "full" }, "");
-    arrival.down.principal = Some(worker.routes.clients.number(&[peer.id.to_string()]));
+    arrival.down.principal = Some(worker.routes.clients.identities().number(&[peer.id.to_string()]));
     arrival.caller = Some(peer.id);
     let io = Prefixed::new(bytes::Bytes::new(), stream);
     // Where our own port declares something the client's word does not count.

@@ -94,6 +94,7 @@ impl Drop for Tally {
         self.hop.worker.recorder.request(&RequestRecord {
             downstream: self.hop.down(),
             upstream: self.upstream,
+            principal: self.picked.as_ref().and_then(|picked| picked.endpoint().expected),
             protocol: self.protocol,
             code: self.code,
             grpc_status: self.grpc_status,

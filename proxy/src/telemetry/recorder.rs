@@ -6,11 +6,13 @@ use super::{ConnectionRecord, Detected, Flag, RequestProtocol, RequestRecord};
 use crate::conn::{Direction, Downstream};
 use crate::inbound::Config;
 use crate::report::Collector;
+use crate::tls::{Identities, IdentitySet};
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,6 +24,7 @@ struct RequestKey {
     code: u16,
     grpc: Option<u8>,
     flag: Option<Flag>,
+    principal: Option<IdentitySet>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +32,7 @@ struct TcpKey {
     direction: Direction,
     port: u16,
     flag: Option<Flag>,
+    principal: Option<IdentitySet>,
 }
 
 /// See the module.
@@ -41,12 +45,13 @@ pub struct Recorder {
     kinds: RefCell<HashMap<(Direction, Detected), Counter>>,
     open: [Gauge; 2],
     report: Collector,
+    identities: Rc<Identities>,
 }
 
 impl Default for Recorder {
     /// One whose series nobody scrapes.
     fn default() -> Self {
-        Self::new(Arc::new(Metrics::new(Arc::new(ArcSwap::from_pointee(Config::default())))))
+        Self::new(Arc::new(Metrics::new(Arc::new(ArcSwap::from_pointee(Config::default())))), Rc::default())
     }
 }
 
@@ -62,7 +67,7 @@ impl Drop for Open {
 
 impl Recorder {
     /// A worker's recorder into these series.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, identities: Rc<Identities>) -> Self {
         let open = [Direction::Inbound, Direction::Outbound]
             .map(|d| metrics.open.get_or_create_owned(&vec![("direction", d.as_str().to_owned())]));
         Self {
@@ -73,6 +78,7 @@ impl Recorder {
             kinds: RefCell::default(),
             open,
             report: Collector::closed(),
+            identities,
         }
     }
 
@@ -148,6 +154,7 @@ impl Recorder {
             // Codes above 16 are not gRPC's.
             grpc: record.grpc_status.map(|s| u8::try_from(s).ok().filter(|s| *s <= 16).unwrap_or(2)),
             flag: record.flag,
+            principal: record.downstream.principal.or(record.principal),
         };
         let mut requests = self.requests.borrow_mut();
         let series = requests.entry(key).or_insert_with(|| self.metrics.request_series(&self.request_labels(&key)));
@@ -163,19 +170,25 @@ impl Recorder {
             RequestProtocol::Http => "http",
             RequestProtocol::Grpc => "grpc",
         };
-        let mut labels = self.metrics.labels(key.direction, key.port, protocol);
+        let mut labels = self.metrics.labels(key.direction, key.port, protocol, self.name(key.principal).as_deref());
         labels.push(("response_code", key.code.to_string()));
         labels.push(("grpc_response_status", key.grpc.map(|s| s.to_string()).unwrap_or_default()));
         labels.push(("response_flags", key.flag.map_or("-", Flag::as_str).into()));
         labels
     }
 
-    fn with_tcp(&self, down: &Downstream, flag: Option<Flag>, count: impl FnOnce(&TcpSeries)) {
+    /// The other side's name, if it has one and no more.
+    fn name(&self, principal: Option<IdentitySet>) -> Option<String> {
+        self.identities.get(principal?).and_then(|set| set.first().cloned())
+    }
+
+    fn with_tcp(&self, down: &Downstream, to: Option<IdentitySet>, flag: Option<Flag>, count: impl FnOnce(&TcpSeries)) {
         self.refresh();
-        let key = TcpKey { direction: down.direction, port: port(down), flag };
+        let principal = down.principal.or(to);
+        let key = TcpKey { direction: down.direction, port: port(down), flag, principal };
         let mut tcp = self.tcp.borrow_mut();
         let series = tcp.entry(key).or_insert_with(|| {
-            let mut labels = self.metrics.labels(key.direction, key.port, "tcp");
+            let mut labels = self.metrics.labels(key.direction, key.port, "tcp", self.name(key.principal).as_deref());
             labels.push(("response_flags", key.flag.map_or("-", Flag::as_str).into()));
             self.metrics.tcp_series(&labels)
         });
@@ -184,8 +197,8 @@ impl Recorder {
     }
 
     /// An opaque connection is open.
-    pub fn tcp_opened(&self, down: &Downstream) {
-        self.with_tcp(down, None, |series| {
+    pub fn tcp_opened(&self, down: &Downstream, to: Option<IdentitySet>) {
+        self.with_tcp(down, to, None, |series| {
             series.opened.inc();
         });
     }
@@ -193,7 +206,7 @@ impl Recorder {
     /// Counts an opaque connection that was over before it was open to a destination: under one flag both times, so that what was
     /// opened and what was closed agree.
     pub fn refused(&self, record: &ConnectionRecord<'_>) {
-        self.with_tcp(record.downstream, record.flag, |series| {
+        self.with_tcp(record.downstream, record.principal, record.flag, |series| {
             series.opened.inc();
         });
         self.connection(record);
@@ -201,7 +214,7 @@ impl Recorder {
 
     /// Counts an opaque connection that is over.
     pub fn connection(&self, record: &ConnectionRecord<'_>) {
-        self.with_tcp(record.downstream, record.flag, |series| {
+        self.with_tcp(record.downstream, record.principal, record.flag, |series| {
             series.closed.inc();
             series.received.inc_by(record.received);
             series.sent.inc_by(record.sent);

@@ -110,6 +110,8 @@ pub struct Metrics {
     pub(super) unresolved: Counter,
     certificates: Family<Labels, Counter>,
     certificate_expiry: Gauge,
+    /// Our own identity, as the certificate says.
+    principal: ArcSwap<String>,
     /// 1 while the stream to the control plane stands.
     pub control_connected: Gauge,
     /// Version of the configuration in force.
@@ -147,6 +149,7 @@ impl Metrics {
             unresolved: Counter::default(),
             certificates: Family::default(),
             certificate_expiry: Gauge::default(),
+            principal: ArcSwap::default(),
             control_connected: Gauge::default(),
             config_version: Gauge::default(),
             dns: Arc::default(),
@@ -203,6 +206,10 @@ impl Metrics {
     /// A certificate is in force, and ends then.
     pub fn certificate(&self, leaf: &crate::tls::spiffe::Leaf) {
         self.certificates.get_or_create_owned(&vec![("result", "issued".to_owned())]).inc();
+        if **self.principal.load() != leaf.id {
+            self.principal.store(Arc::new(leaf.id.clone()));
+            self.relabel();
+        }
         let end = leaf.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         self.certificate_expiry.set(i64::try_from(end).unwrap_or(i64::MAX));
     }
@@ -280,14 +287,14 @@ impl Metrics {
     }
 
     /// The labels that all series of a direction share; `port` is the app's, for an inbound one.
-    pub(super) fn labels(&self, direction: Direction, port: u16, protocol: &'static str) -> Labels {
+    pub(super) fn labels(&self, direction: Direction, port: u16, protocol: &'static str, principal: Option<&str>) -> Labels {
         let config = self.config.load();
         let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
         let w = &config.workload;
         let own = [
             ("workload", known(&w.name)),
             ("workload_namespace", known(&w.namespace)),
-            ("principal", "unknown".to_owned()),
+            ("principal", principal.map_or_else(|| "unknown".to_owned(), |_| known(&self.principal.load()))),
             ("app", known(&w.app)),
             ("version", known(&w.version)),
             ("cluster", known(&w.cluster)),
@@ -318,7 +325,11 @@ impl Metrics {
         let mut labels: Labels = vec![("reporter", if outbound { "source" } else { "destination" }.into())];
         for (side, is_own) in [(SOURCE, outbound), (DESTINATION, !outbound)] {
             for (name, (_, value)) in side.into_iter().zip(&own) {
-                labels.push((name, if is_own { value.clone() } else { "unknown".into() }));
+                let other = || match principal {
+                    Some(principal) if name.ends_with("_principal") => principal.to_owned(),
+                    _ => "unknown".to_owned(),
+                };
+                labels.push((name, if is_own { value.clone() } else { other() }));
             }
         }
         let service = config.ports.get(&port).filter(|_| !outbound).and_then(|p| p.service.as_ref());
@@ -327,7 +338,12 @@ impl Metrics {
         labels.push(("destination_service_name", of(|s| &s.name)));
         labels.push(("destination_service_namespace", of(|s| &s.namespace)));
         labels.push(("request_protocol", protocol.into()));
-        labels.push(("connection_security_policy", if outbound { "unknown" } else { "none" }.into()));
+        let security = match (outbound, principal) {
+            (true, _) => "unknown",
+            (false, Some(_)) => "mutual_tls",
+            (false, None) => "none",
+        };
+        labels.push(("connection_security_policy", security.into()));
         labels
     }
 

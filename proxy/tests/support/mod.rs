@@ -50,7 +50,7 @@ impl Proxy {
                     pool: Pool::new(),
                     drain: watch,
                     config: Arc::default(),
-                    routes: Routes::new(Arc::new(Directory::closed())),
+                    routes: Routes::new(Arc::new(Directory::closed()), Rc::default()),
                     identity: None,
                 });
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
