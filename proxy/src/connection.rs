@@ -120,8 +120,7 @@ fn declared(listener: &Listener, down: &Downstream, context: &Context) -> Protoc
 
 async fn http(io: Prefixed<Stream>, version: HttpVersion, kind: Detected, arrival: Arrival, context: &Context) {
     context.worker.recorder.connection_kind(arrival.down.direction, kind);
-    // Boxed: the future of an opaque connection need not be as large as that of an HTTP one.
-    Box::pin(http::serve(io, version, arrival, Rc::clone(&context.worker))).await;
+    http::serve(io, version, arrival, Rc::clone(&context.worker)).await;
 }
 
 /// Finds out what is spoken, from whoever speaks first.

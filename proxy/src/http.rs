@@ -134,17 +134,28 @@ struct Target {
 }
 
 /// Serves a connection to its end. The caller holds the drain guard meanwhile.
-pub async fn serve(io: Prefixed<Stream>, version: HttpVersion, arrival: impl Into<Arrival>, worker: Rc<Worker>) {
+///
+/// A client that has said nothing costs its socket and this small future: buffers and the state of HTTP come with its first byte. It may be silent
+/// for as long as between two requests, an hour, because pools of connections are often filled before they are needed, and
+/// whoever finds one closed that would stand without a proxy has met the proxy. From its first byte on the time for a head counts.
+pub async fn serve(mut io: Prefixed<Stream>, version: HttpVersion, arrival: impl Into<Arrival>, worker: Rc<Worker>) {
     let arrival = arrival.into();
-    match version {
-        HttpVersion::H1 => serve_h1(io, arrival, worker).await,
-        HttpVersion::H2 => serve_h2(io, arrival, worker).await,
-        HttpVersion::Auto => {
-            let patience = worker.settings.timeouts.request_header;
-            let Ok(Some((io, is_h2))) = tokio::time::timeout(patience, tell(io)).await else { return };
-            if is_h2 { serve_h2(io, arrival, worker).await } else { serve_h1(io, arrival, worker).await }
-        }
+    if !rest(&worker, &arrival.down, &mut io).await {
+        // Nothing is owed to the client; the close is what it is told.
+        let _ = io.shutdown().await;
+        return;
     }
+    Box::pin(speak(io, version, arrival, worker)).await;
+}
+
+async fn speak(io: Prefixed<Stream>, version: HttpVersion, arrival: Arrival, worker: Rc<Worker>) {
+    if version == HttpVersion::H1 {
+        return serve_h1(io, arrival, worker).await;
+    }
+    let patience = worker.settings.timeouts.request_header;
+    let Ok(Some((io, is_h2))) = tokio::time::timeout(patience, tell(io)).await else { return };
+    // Where HTTP/2 is declared the library says what is wrong with anything else.
+    if is_h2 || version == HttpVersion::H2 { serve_h2(io, arrival, worker).await } else { serve_h1(io, arrival, worker).await }
 }
 
 /// Reads until the bytes are HTTP/2's preface or are not. `None`: the client left before.
@@ -210,8 +221,7 @@ async fn serve_h1(io: Prefixed<Stream>, arrival: Arrival, worker: Rc<Worker>) {
             // What the parser may still hold is empty lines between messages.
             Served::Resting => io = connection.into_parts().io.into_inner(),
         }
-        if !rest(&worker, &down, &mut io).await {
-            // Nothing is owed to the client; the close is what it is told.
+        if !rest(&worker, &down, io.get_mut()).await {
             let _ = io.shutdown().await;
             return;
         }
@@ -266,10 +276,10 @@ where
 }
 
 /// Waits for the client's next bytes (or its end). False: the connection is over, or nothing came for [`IDLE`].
-async fn rest(worker: &Worker, down: &Downstream, io: &mut Screened<Prefixed<Stream>>) -> bool {
+async fn rest(worker: &Worker, down: &Downstream, io: &mut Prefixed<Stream>) -> bool {
     tokio::select! {
         biased;
-        ready = tokio::time::timeout(IDLE, io.get_mut().speaks()) => ready.is_ok(),
+        ready = tokio::time::timeout(IDLE, io.speaks()) => ready.is_ok(),
         () = worker.over(down) => false,
     }
 }

@@ -46,10 +46,11 @@ pub async fn accept(socket: TcpListener, listener: Rc<Listener>, context: Rc<Con
             Ok((stream, peer)) => {
                 pause = FIRST_PAUSE;
                 let admitted = Admitted::new(&context);
-                let serving = connection::serve(stream, peer, Rc::clone(&listener), Rc::clone(&context));
+                let (of, with) = (Rc::clone(&listener), Rc::clone(&context));
+                // Called inside: a future that is captured and then awaited has its memory twice.
                 tokio::task::spawn_local(async move {
-                    serving.await;
-                    drop(admitted);
+                    let _admitted = admitted;
+                    connection::serve(stream, peer, of, with).await;
                 });
                 let crowded = context.clients.get() >= limit;
                 if crowded {

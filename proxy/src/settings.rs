@@ -24,7 +24,7 @@ pub struct Timeouts {
     pub detect: Duration,
     /// A TLS handshake of the mesh, default 10 s.
     pub handshake: Duration,
-    /// A request's head, from its first byte (or from the start of the connection) to its last, default 10 s.
+    /// A request's head, from its first byte to its last, default 10 s.
     pub request_header: Duration,
     /// An idle keep-alive connection to the app or the destination stays in the pool, default 50 s.
     pub pool_idle: Duration,

@@ -246,6 +246,70 @@ fn it_is_small_and_soon_ready() {
     println!("idle: {before} bytes, {each} per connection, ready after {:?}", proxy.ready_after);
 }
 
+/// Connects clients that are silent. Returns them, and what each costs in bytes of memory.
+fn silent_clients(proxy: &Proxy, count: usize) -> (Vec<TcpStream>, u64) {
+    let settled = |connections: usize| {
+        proxy.expect_metric("weft_proxy_connections_open{direction=\"outbound\"}", &format!(" {connections}"));
+        proxy.resident()
+    };
+    let mut held: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
+    let before = settled(20);
+    held.extend((0..count).map(|_| proxy.connect()));
+    let each = (settled(20 + count) - before) / count as u64;
+    (held, each)
+}
+
+#[test]
+fn silent_clients_of_http_cost_little_and_are_served_whenever_they_speak() {
+    let app = server(|mut stream| {
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = stream.read(&mut buffer) {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+        }
+    });
+    for protocol in ["http1", "http", "http2"] {
+        let proxy = Proxy::start(app, protocol, "timeouts: {requestHeader: 200ms}", None);
+        let (mut silent, each) = silent_clients(&proxy, 400);
+        println!("{protocol}: {each} bytes per silent connection");
+        assert!(each < 10 * 1024, "{protocol}: {each} bytes per silent connection");
+        // Longer than a head may take.
+        thread::sleep(Duration::from_millis(600));
+        let mut client = silent.swap_remove(0);
+        if protocol == "http2" {
+            client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+            let mut settings = [0; 9];
+            client.read_exact(&mut settings).unwrap();
+            assert_eq!(settings[3], 4, "SETTINGS");
+        } else {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+            let mut back = String::new();
+            client.read_to_string(&mut back).unwrap();
+            assert!(back.starts_with("HTTP/1.1 200 OK\r\n"), "{back}");
+        }
+        // Whoever has begun has to end.
+        let mut client = proxy.connect();
+        client.write_all(if protocol == "http1" { b"GET / HT" } else { b"PRI * HT" }).unwrap();
+        let begun = Instant::now();
+        let mut back = String::new();
+        client.read_to_string(&mut back).unwrap();
+        assert!((Duration::from_millis(150)..PATIENCE).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!(back.starts_with("HTTP/1.1 408 "), protocol == "http1", "{back}");
+    }
+}
+
+#[test]
+fn a_silent_client_does_not_hold_up_the_end() {
+    for protocol in ["http1", "http", "http2"] {
+        let mut proxy = Proxy::start(server(echo), protocol, "timeouts: {drain: 10m}", None);
+        let mut client = proxy.connect();
+        proxy.expect_metric("weft_proxy_connections_open{direction=\"outbound\"}", " 1");
+        proxy.signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed in good order");
+        let (status, log) = proxy.end();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
+}
+
 #[test]
 fn running_out_of_descriptors_pauses_and_heals() {
     let proxy = Proxy::start(server(echo), "tcp", "", Some(64));
