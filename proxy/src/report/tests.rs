@@ -1,6 +1,6 @@
 use super::*;
 
-fn http<'a>(path: &'a str) -> SeenHttp<'a> {
+fn http(path: &str) -> SeenHttp<'_> {
     SeenHttp { method: "GET", path, host: b"app", principal: None, request_id: None }
 }
 
