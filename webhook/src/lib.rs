@@ -20,6 +20,7 @@ pub mod server;
 mod settings;
 pub mod sidecar;
 mod status;
+pub mod validate;
 pub mod workload;
 pub mod yaml;
 

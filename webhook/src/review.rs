@@ -164,7 +164,7 @@ fn judge(
 }
 
 /// Warnings travel as headers: Kubernetes asks for at most 256 characters and no control ones.
-fn header(warning: &str) -> String {
+pub(crate) fn header(warning: &str) -> String {
     let plain: String = warning.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = format!("weft: {plain}");
     match text.char_indices().nth(255) {
