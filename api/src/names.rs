@@ -54,8 +54,10 @@ pub const INIT_CONTAINER: &str = "weft-init";
 pub const CONTROL_NAMESPACE: &str = "weft-system";
 /// Name of the control plane's Deployment, Service and service account.
 pub const CONTROL: &str = "weft-control";
-/// Name of the control plane's webhook configurations.
+/// Name of the control plane's mutating webhook configuration.
 pub const WEBHOOK_CONFIGURATION: &str = "weft-injector";
+/// Name of the configuration by which the control plane validates policies.
+pub const VALIDATOR_CONFIGURATION: &str = "weft-validator";
 /// Secret (in the control namespace, `kubernetes.io/tls` with an extra `ca.crt`) with the control plane's CA.
 pub const CA_SECRET: &str = "weft-ca";
 /// Secret by which a user brings his own CA, as Istio's users do: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, `cert-chain.pem`, or

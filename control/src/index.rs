@@ -59,7 +59,7 @@ impl View {
             Object::EndpointSlice(e) => self.slices.get(&e.name).is_some_and(|known| **known == *e),
             Object::ReplicaSet(o) => self.replica_sets.get(&o.name).is_some_and(|known| **known == *o),
             Object::Job(o) => self.jobs.get(&o.name).is_some_and(|known| **known == *o),
-            Object::Webhook(_) => false,
+            Object::Webhook(_) | Object::Validator(_) => false,
         }
     }
 
@@ -71,7 +71,7 @@ impl View {
             Kind::EndpointSlice => self.slices.contains_key(name),
             Kind::ReplicaSet => self.replica_sets.contains_key(name),
             Kind::Job => self.jobs.contains_key(name),
-            Kind::Webhook => false,
+            Kind::Webhook | Kind::Validator => false,
         }
     }
 
@@ -83,7 +83,7 @@ impl View {
             Object::EndpointSlice(e) => drop(self.slices.insert(e.name.clone(), Arc::new(e))),
             Object::ReplicaSet(o) => drop(self.replica_sets.insert(o.name.clone(), Arc::new(o))),
             Object::Job(o) => drop(self.jobs.insert(o.name.clone(), Arc::new(o))),
-            Object::Webhook(_) => {}
+            Object::Webhook(_) | Object::Validator(_) => {}
         }
     }
 
@@ -95,7 +95,7 @@ impl View {
             Kind::EndpointSlice => drop(self.slices.remove(name)),
             Kind::ReplicaSet => drop(self.replica_sets.remove(name)),
             Kind::Job => drop(self.jobs.remove(name)),
-            Kind::Webhook => {}
+            Kind::Webhook | Kind::Validator => {}
         }
     }
 
@@ -107,7 +107,7 @@ impl View {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::ReplicaSet => self.replica_sets.keys().cloned().collect(),
             Kind::Job => self.jobs.keys().cloned().collect(),
-            Kind::Webhook => Vec::new(),
+            Kind::Webhook | Kind::Validator => Vec::new(),
         }
     }
 
@@ -119,7 +119,7 @@ impl View {
             Kind::EndpointSlice => self.slices.len(),
             Kind::ReplicaSet => self.replica_sets.len(),
             Kind::Job => self.jobs.len(),
-            Kind::Webhook => 0,
+            Kind::Webhook | Kind::Validator => 0,
         }
     }
 }
@@ -163,7 +163,7 @@ fn addresses(object: &Object) -> &[IpAddr] {
 struct State {
     namespaces: HashMap<String, Arc<View>>,
     dirty: BTreeSet<String>,
-    webhooks: BTreeMap<String, Arc<Webhook>>,
+    webhooks: Webhooks,
     webhooks_dirty: bool,
     listed: HashSet<Kind>,
     subscribers: HashMap<String, watch::Sender<Arc<View>>>,
@@ -184,18 +184,19 @@ impl State {
 
     fn apply(&mut self, object: Object) -> bool {
         let key = object.key();
-        if let Object::Webhook(webhook) = object {
-            if self.webhooks.get(&key.name).is_some_and(|known| **known == webhook) {
+        let kind = object.kind();
+        if let Object::Webhook(webhook) | Object::Validator(webhook) = object {
+            let key = (kind, key.name);
+            if self.webhooks.get(&key).is_some_and(|known| **known == webhook) {
                 return false;
             }
-            self.webhooks.insert(key.name, Arc::new(webhook));
+            self.webhooks.insert(key, Arc::new(webhook));
             self.webhooks_dirty = true;
             return true;
         }
         if self.namespaces.get(&key.namespace).is_some_and(|view| view.contains(&object)) {
             return false;
         }
-        let kind = object.kind();
         if matches!(kind, Kind::Service | Kind::Pod) {
             let old = self.addresses_of(kind, &key);
             self.claim(kind, &key, &old, addresses(&object));
@@ -255,8 +256,8 @@ impl State {
     }
 
     fn delete(&mut self, kind: Kind, key: &Key) -> bool {
-        if kind == Kind::Webhook {
-            let known = self.webhooks.remove(&key.name).is_some();
+        if is_webhook(kind) {
+            let known = self.webhooks.remove(&(kind, key.name.clone())).is_some();
             self.webhooks_dirty |= known;
             return known;
         }
@@ -270,8 +271,8 @@ impl State {
     }
 
     fn keys(&self, kind: Kind) -> Vec<Key> {
-        if kind == Kind::Webhook {
-            return self.webhooks.keys().map(|name| Key::new("", name.as_str())).collect();
+        if is_webhook(kind) {
+            return self.webhooks.keys().filter(|(k, _)| *k == kind).map(|(_, name)| Key::new("", name.as_str())).collect();
         }
         self.namespaces
             .iter()
@@ -280,13 +281,20 @@ impl State {
     }
 }
 
+/// Webhook configurations by kind ([`Kind::Webhook`] or [`Kind::Validator`]) and name.
+pub type Webhooks = BTreeMap<(Kind, String), Arc<Webhook>>;
+
+fn is_webhook(kind: Kind) -> bool {
+    matches!(kind, Kind::Webhook | Kind::Validator)
+}
+
 /// The index. Share it by `Arc`.
 #[derive(Debug)]
 pub struct Index {
     state: Mutex<State>,
     changed: Notify,
     generation: watch::Sender<u64>,
-    webhooks: watch::Sender<Arc<BTreeMap<String, Arc<Webhook>>>>,
+    webhooks: watch::Sender<Arc<Webhooks>>,
     synced: watch::Sender<bool>,
     expected: HashSet<Kind>,
 }
@@ -409,8 +417,8 @@ impl Index {
         self.synced.subscribe()
     }
 
-    /// The webhook configurations by name.
-    pub fn webhooks(&self) -> watch::Receiver<Arc<BTreeMap<String, Arc<Webhook>>>> {
+    /// The webhook configurations, mutating and validating.
+    pub fn webhooks(&self) -> watch::Receiver<Arc<Webhooks>> {
         self.webhooks.subscribe()
     }
 
@@ -450,8 +458,8 @@ impl Index {
     /// How many objects of a kind are known.
     pub fn count(&self, kind: Kind) -> usize {
         let state = self.lock();
-        if kind == Kind::Webhook {
-            return state.webhooks.len();
+        if is_webhook(kind) {
+            return state.webhooks.keys().filter(|(k, _)| *k == kind).count();
         }
         state.namespaces.values().map(|view| view.count(kind)).sum()
     }

@@ -46,12 +46,22 @@ pub enum Kind {
     Job,
     /// `admissionregistration.k8s.io/v1/MutatingWebhookConfiguration`.
     Webhook,
+    /// `admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration`.
+    Validator,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::ReplicaSet, Self::Job, Self::Webhook];
+    pub const ALL: [Self; 8] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::ReplicaSet,
+        Self::Job,
+        Self::Webhook,
+        Self::Validator,
+    ];
 
     /// Lower-case plural, as in a URL of the API and in metrics.
     pub fn plural(self) -> &'static str {
@@ -63,6 +73,7 @@ impl Kind {
             Self::ReplicaSet => "replicasets",
             Self::Job => "jobs",
             Self::Webhook => "mutatingwebhookconfigurations",
+            Self::Validator => "validatingwebhookconfigurations",
         }
     }
 }
@@ -84,8 +95,10 @@ pub enum Object {
     ReplicaSet(Owned),
     /// A Job, which may lead on to its CronJob.
     Job(Owned),
-    /// A webhook configuration.
+    /// A mutating webhook configuration.
     Webhook(Webhook),
+    /// A validating webhook configuration.
+    Validator(Webhook),
 }
 
 impl Object {
@@ -99,6 +112,7 @@ impl Object {
             Self::ReplicaSet(_) => Kind::ReplicaSet,
             Self::Job(_) => Kind::Job,
             Self::Webhook(_) => Kind::Webhook,
+            Self::Validator(_) => Kind::Validator,
         }
     }
 
@@ -110,7 +124,7 @@ impl Object {
             Self::Service(s) => Key::new(s.namespace.as_str(), s.name.as_str()),
             Self::EndpointSlice(e) => Key::new(e.namespace.as_str(), e.name.as_str()),
             Self::ReplicaSet(o) | Self::Job(o) => Key::new(o.namespace.as_str(), o.name.as_str()),
-            Self::Webhook(w) => Key::new("", w.name.as_str()),
+            Self::Webhook(w) | Self::Validator(w) => Key::new("", w.name.as_str()),
         }
     }
 }
@@ -382,7 +396,7 @@ pub struct EndpointPort {
     pub transport: Transport,
 }
 
-/// A MutatingWebhookConfiguration, as far as the control plane keeps it right.
+/// A webhook configuration, mutating or validating, as far as the control plane keeps it right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Webhook {
     /// Its name.

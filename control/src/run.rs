@@ -378,7 +378,7 @@ async fn follow_injectors(index: &Index, found: ClusterFacts, facts: watch::Send
     let mut webhooks = index.webhooks();
     loop {
         let mut now = ClusterFacts { injectors: weft_webhook::OtherInjectors::default(), ..found };
-        for name in webhooks.borrow_and_update().keys() {
+        for (_, name) in webhooks.borrow_and_update().keys().filter(|(kind, _)| *kind == Kind::Webhook) {
             now.injectors.note(name);
         }
         facts.send_if_modified(|before| std::mem::replace(before, now) != now);

@@ -1,6 +1,7 @@
 //! The injection webhook as a library: which pods get the sidecar ([`decide`]), what is done to them ([`inject`],
-//! [`uninject`]), the same for manifests ([`offline`]), and the whole as an axum router ([`server`]). It knows neither
-//! proxies nor discovery, and reads namespaces only through [`Namespaces`].
+//! [`uninject`]), the same for manifests ([`offline`]), and the whole as an axum router ([`server`]). And the
+//! validation of policies ([`validate`]), at admission and offline. It knows neither proxies nor discovery, and reads namespaces only
+//! through [`Namespaces`], the rest of the cluster only through [`validate::Surroundings`].
 //!
 //! A pod is never denied because something is unclear: only a mistake in a mesh annotation, or a name that the sidecar
 //! needs, refuses it, with a message that says what to change.

@@ -153,7 +153,7 @@ async fn serve(injector: &Injector, headers: &HeaderMap, body: Body) -> Response
 /// A review of a version that we don't know is among them: an answer in a version whose form nobody has agreed on would not be
 /// understood. The API server sends only versions that the webhook's configuration lists (`admissionReviewVersions`), and
 /// takes an error for a failed call.
-fn failure(code: StatusCode, message: &str) -> Response {
+pub(crate) fn failure(code: StatusCode, message: &str) -> Response {
     let reason = match code {
         StatusCode::PAYLOAD_TOO_LARGE => "RequestEntityTooLarge",
         StatusCode::UNSUPPORTED_MEDIA_TYPE => "UnsupportedMediaType",
@@ -167,7 +167,7 @@ fn failure(code: StatusCode, message: &str) -> Response {
     (code, [(header::CONTENT_TYPE, "application/json")], status.to_string()).into_response()
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, (StatusCode, String)> {
+pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, (StatusCode, String)> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
@@ -193,7 +193,7 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, (StatusCode, Str
 }
 
 /// The version of a review and its request.
-fn parse(bytes: &[u8]) -> Result<(&'static str, Value), String> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<(&'static str, Value), String> {
     let mut review: Value = serde_json::from_slice(bytes).map_err(|e| format!("the body is not readable as JSON: {e}"))?;
     let text = |field: &str| review.get(field).and_then(Value::as_str).unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));

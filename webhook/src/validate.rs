@@ -19,6 +19,7 @@ mod peer;
 pub mod report;
 mod request;
 pub mod review;
+pub mod server;
 mod shared;
 pub mod surroundings;
 mod values;

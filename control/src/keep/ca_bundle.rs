@@ -1,4 +1,5 @@
-//! Keeps `caBundle` of our webhook configurations right: without it the API server does not trust us and no pod is injected.
+//! Keeps `caBundle` of our webhook configurations right: without it the API server does not trust us, and no pod
+//! is injected and no policy validated.
 //!
 //! It is written when it differs, whoever changed it: an `apply` of the install manifests takes it out, and is answered
 //! within moments. Only webhooks that call *our* Service are touched.
@@ -6,9 +7,9 @@
 use super::Bundle;
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics};
-use crate::model::{Key, Webhook};
+use crate::model::{Key, Kind, Webhook};
 use crate::source::kube::{backoff, within};
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use std::sync::Arc;
@@ -37,6 +38,26 @@ pub fn correction(webhook: &Webhook, service: &Key, bundle: &str) -> Option<json
     serde_json::from_value(serde_json::Value::Array(operations)).ok()
 }
 
+/// Our configurations, and what it means when one of them is wrong.
+const OURS: [(Kind, &str, &str); 2] = [
+    (Kind::Webhook, names::WEBHOOK_CONFIGURATION, "no pod is injected"),
+    (Kind::Validator, names::VALIDATOR_CONFIGURATION, "policies are not validated (or refused, with failurePolicy Fail)"),
+];
+
+/// Writes a correction.
+async fn write(client: &Client, kind: Kind, name: &str, patch: &json_patch::Patch) -> Result<(), kube::Error> {
+    // The client's library has its own version of the patch type; both are the same JSON.
+    let patch = serde_json::to_value(patch).and_then(serde_json::from_value).map_err(kube::Error::SerdeError)?;
+    let (patch, options) = (Patch::<()>::Json(patch), PatchParams::default());
+    if kind == Kind::Webhook {
+        let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+        within(api.patch(name, &options, &patch)).await.map(drop)
+    } else {
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+        within(api.patch(name, &options, &patch)).await.map(drop)
+    }
+}
+
 /// Keeps all our configurations right while `leader` says so, and tells in `spread` which bundle they all have. Runs until it is
 /// dropped.
 pub async fn run(
@@ -48,7 +69,6 @@ pub async fn run(
     mut leader: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
 ) {
-    let api: Api<MutatingWebhookConfiguration> = Api::all(client);
     let mut failures = 0;
     // Before the list was seen, nothing is known to be right.
     if index.synced().wait_for(|synced| *synced).await.is_err() {
@@ -60,32 +80,31 @@ pub async fn run(
             return;
         }
         let right = bundle.borrow_and_update().clone();
-        let known = webhooks.borrow_and_update().get(names::WEBHOOK_CONFIGURATION).cloned();
-        if let Some(patch) = known.and_then(|known| correction(&known, &service, &right)) {
-            // The client's library has its own version of the patch type; both are the same JSON.
-            let patch = serde_json::to_value(&patch).and_then(serde_json::from_value).map(Patch::<()>::Json);
-            let result = match patch {
-                Ok(patch) => within(api.patch(names::WEBHOOK_CONFIGURATION, &PatchParams::default(), &patch)).await,
-                Err(error) => Err(kube::Error::SerdeError(error)),
-            };
-            match result {
-                Ok(_) => {
-                    failures = 0;
+        let known = webhooks.borrow_and_update().clone();
+        let mut failed = false;
+        for (kind, name, otherwise) in OURS {
+            let known = known.get(&(kind, name.to_owned()));
+            let Some(patch) = known.and_then(|known| correction(known, &service, &right)) else { continue };
+            match write(&client, kind, name, &patch).await {
+                Ok(()) => {
                     metrics.ca_bundle_writes.get_or_create(&Ended::OK).inc();
-                    info!("put caBundle of {} right", names::WEBHOOK_CONFIGURATION);
+                    info!("put caBundle of {name} right");
                 }
                 Err(error) => {
-                    failures += 1;
+                    failed = true;
                     metrics.ca_bundle_writes.get_or_create(&Ended::ERROR).inc();
-                    if failures == 1 || failures % 10 == 0 {
-                        warn!(%error, "cannot write caBundle of mutatingwebhookconfiguration {}; until it is right no pod is injected. \
-                             Trying again", names::WEBHOOK_CONFIGURATION);
+                    if failures % 10 == 0 {
+                        warn!(%error, "cannot write caBundle of {} {name}; until it is right {otherwise}. Trying again", kind.plural());
                     }
-                    tokio::time::sleep(backoff(failures)).await;
-                    continue;
                 }
             }
         }
+        if failed {
+            failures += 1;
+            tokio::time::sleep(backoff(failures)).await;
+            continue;
+        }
+        failures = 0;
         spread.send_if_modified(|told| std::mem::replace(told, right.clone()) != right);
         tokio::select! {
             changed = bundle.changed() => if changed.is_err() { return },

@@ -8,7 +8,7 @@
 //! - While the server is away or refuses, each watch retries with a growing, jittered delay, for ever; what the index holds
 //!   stays in force. The log says once per outage what is wrong and what permission would be missing.
 
-use super::wire::{Slim, WireEndpointSlice, WireJob, WireNamespace, WirePod, WireReplicaSet, WireService, WireWebhook};
+use super::wire::{Slim, WireEndpointSlice, WireJob, WireNamespace, WirePod, WireReplicaSet, WireService, WireValidator, WireWebhook};
 use crate::index::Index;
 use crate::metrics::{Metrics, Resource};
 use crate::model::{Key, Kind};
@@ -33,7 +33,7 @@ const CALL: Duration = Duration::from_secs(15);
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(15);
 
 /// The kinds that a cluster is watched for.
-pub const KINDS: [Kind; 7] = Kind::ALL;
+pub const KINDS: [Kind; 8] = Kind::ALL;
 
 /// Starts all watches as tasks of `tasks`. `streamed`: the server is new enough to offer streamed lists.
 pub fn watch_all(client: &Client, index: &Arc<Index>, metrics: &Arc<Metrics>, streamed: bool, tasks: &mut JoinSet<()>) {
@@ -44,7 +44,8 @@ pub fn watch_all(client: &Client, index: &Arc<Index>, metrics: &Arc<Metrics>, st
     tasks.spawn(watch.clone().run::<WireEndpointSlice>(Api::all(client.clone()), Kind::EndpointSlice));
     tasks.spawn(watch.clone().run::<WireReplicaSet>(Api::all(client.clone()), Kind::ReplicaSet));
     tasks.spawn(watch.clone().run::<WireJob>(Api::all(client.clone()), Kind::Job));
-    tasks.spawn(watch.run::<WireWebhook>(Api::all(client.clone()), Kind::Webhook));
+    tasks.spawn(watch.clone().run::<WireWebhook>(Api::all(client.clone()), Kind::Webhook));
+    tasks.spawn(watch.run::<WireValidator>(Api::all(client.clone()), Kind::Validator));
 }
 
 /// A call of the API server that fails when it takes longer than [`CALL`]: one that accepts calls and does not answer must not hold

@@ -67,6 +67,9 @@ fn transport(protocol: Option<&str>) -> Transport {
 
 macro_rules! resource {
     ($type:ty, $of:ty) => {
+        resource!($type, $of, metadata);
+    };
+    ($type:ty, $of:ty, $($metadata:tt).+) => {
         impl kube::Resource for $type {
             type DynamicType = ();
             type Scope = <$of as kube::Resource>::Scope;
@@ -83,10 +86,10 @@ macro_rules! resource {
                 <$of as kube::Resource>::plural(&())
             }
             fn meta(&self) -> &ObjectMeta {
-                &self.metadata
+                &self.$($metadata).+
             }
             fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
+                &mut self.$($metadata).+
             }
         }
     };
@@ -458,8 +461,8 @@ struct WireServiceReference {
     name: String,
 }
 
-impl Slim for WireWebhook {
-    fn slim(self) -> Object {
+impl WireWebhook {
+    fn common(self) -> Webhook {
         let entries = self.webhooks.unwrap_or_default().into_iter().map(|entry| WebhookEntry {
             name: entry.name,
             service: entry.client_config.service.map(|s| Key::new(s.namespace, s.name)),
@@ -470,7 +473,25 @@ impl Slim for WireWebhook {
                 .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok())
                 .unwrap_or_default(),
         });
-        Object::Webhook(Webhook { name: self.metadata.name.unwrap_or_default(), entries: entries.collect() })
+        Webhook { name: self.metadata.name.unwrap_or_default(), entries: entries.collect() }
+    }
+}
+
+impl Slim for WireWebhook {
+    fn slim(self) -> Object {
+        Object::Webhook(self.common())
+    }
+}
+
+/// A ValidatingWebhookConfiguration, whose shape is the same.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct WireValidator(WireWebhook);
+resource!(WireValidator, k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration, 0.metadata);
+
+impl Slim for WireValidator {
+    fn slim(self) -> Object {
+        Object::Validator(self.0.common())
     }
 }
 
@@ -498,6 +519,7 @@ pub fn parse(document: serde_json::Value) -> Result<Option<Object>, String> {
         ("apps/v1", "ReplicaSet") => read::<WireReplicaSet>(document).map(Some),
         ("batch/v1", "Job") => read::<WireJob>(document).map(Some),
         ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration") => read::<WireWebhook>(document).map(Some),
+        ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration") => read::<WireValidator>(document).map(Some),
         (_, "") => Err("a document without kind; is it a Kubernetes object?".into()),
         _ => Ok(None),
     }
