@@ -1,7 +1,9 @@
-//! `weft install` and `weft uninstall`: print what `kubectl apply -f -` and `kubectl delete -f -` take. Neither touches a
-//! cluster by itself.
+//! `weft install` and `weft uninstall`: print what `kubectl apply -f -` and `kubectl delete -f -` take. Neither changes a
+//! cluster by itself. `weft install` looks whether there is one that has the custom resources from somebody else ([`present`]): those must
+//! not be overwritten.
 
 mod chart;
+mod present;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -38,6 +40,9 @@ pub(crate) struct Install {
     /// A file of values; may be repeated, later ones win, --set wins over all
     #[arg(short = 'f', long, value_name = "FILE")]
     values: Vec<PathBuf>,
+    /// Leave the custom resources out (as --set crds.install=false), because another mesh has brought them
+    #[arg(long)]
+    skip_crds: bool,
     /// Print the documented default values and nothing else
     #[arg(long)]
     print_values: bool,
@@ -62,12 +67,33 @@ pub(crate) fn install(args: &Install) -> anyhow::Result<()> {
         print!("{}", chart::VALUES);
         return Ok(());
     }
-    print!("{}", manifest(args)?);
+    let documents = documents(args)?;
+    let crds = documents.iter().filter_map(|d| crd_name(&d.1)).collect::<Vec<_>>();
+    let foreign = present::foreign(&crds);
+    for name in &foreign {
+        eprintln!(
+            "# {name} is left out: the cluster has it from somebody else (it has no label {}={}), and it is not overwritten.",
+            present::OWNER.0,
+            present::OWNER.1
+        );
+    }
+    let kept = documents.into_iter().filter(|d| !crd_name(&d.1).is_some_and(|name| foreign.iter().any(|f| f == name)));
+    print!("{}", stream(kept));
     Ok(())
 }
 
-/// The install manifest: YAML documents in the order in which they can be applied.
-pub(crate) fn manifest(args: &Install) -> anyhow::Result<String> {
+/// The name of a custom resource's definition, if a document is one.
+fn crd_name(text: &str) -> Option<&str> {
+    let is_crd = text.lines().any(|line| line == "kind: CustomResourceDefinition");
+    text.lines().find_map(|line| line.strip_prefix("  name: ")).filter(|_| is_crd)
+}
+
+fn stream(documents: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    documents.into_iter().map(|(name, text)| format!("---\n# Source: weft/templates/{name}\n{text}\n")).collect()
+}
+
+/// The install manifest: YAML documents, by the names of their templates, in the order in which they can be applied.
+fn documents(args: &Install) -> anyhow::Result<Vec<(&'static str, String)>> {
     check_namespace(&args.namespace)?;
     let mut values = chart::default_values()?;
     chart::merge(&mut values, &json!({"createNamespace": true}), "weft install")?;
@@ -94,14 +120,13 @@ pub(crate) fn manifest(args: &Install) -> anyhow::Result<String> {
             chart::merge(&mut values, &chart::parse_set(set, strings)?, &format!("--set {set}"))?;
         }
     }
-    check(&values)?;
-    let mut out = String::new();
-    for (name, text) in chart::render(&values, &args.namespace)? {
-        if !text.trim().is_empty() {
-            out.push_str(&format!("---\n# Source: weft/templates/{name}\n{text}\n"));
-        }
+    if args.skip_crds {
+        chart::merge(&mut values, &json!({"crds": {"install": false}}), "--skip-crds")?;
     }
-    Ok(out)
+    check(&values)?;
+    let mut documents = chart::render(&values, &args.namespace)?;
+    documents.retain(|(_, text)| !text.trim().is_empty());
+    Ok(documents)
 }
 
 /// What the chart's types alone leave open, and the settings of injection with the very check that the control plane makes.
@@ -115,8 +140,11 @@ fn check(values: &Value) -> anyhow::Result<()> {
     one_of("image.pullPolicy", &values["image"]["pullPolicy"], &["Always", "IfNotPresent", "Never"])?;
     one_of("webhook.failurePolicy", &values["webhook"]["failurePolicy"], &["", "Fail", "Ignore"])?;
     one_of("control.logFormat", &values["control"]["logFormat"], &["text", "json"])?;
-    let timeout = values["webhook"]["timeoutSeconds"].as_i64().unwrap_or_default();
-    anyhow::ensure!((1..=30).contains(&timeout), "webhook.timeoutSeconds: {timeout} is not between 1 and 30");
+    one_of("validation.failurePolicy", &values["validation"]["failurePolicy"], &["", "Fail", "Ignore"])?;
+    for part in ["webhook", "validation"] {
+        let timeout = values[part]["timeoutSeconds"].as_i64().unwrap_or_default();
+        anyhow::ensure!((1..=30).contains(&timeout), "{part}.timeoutSeconds: {timeout} is not between 1 and 30");
+    }
     let injection = &values["injection"];
     let settings = json!({
         "imagePullSecrets": injection["imagePullSecrets"],
@@ -148,7 +176,8 @@ fn check_namespace(name: &str) -> anyhow::Result<()> {
 }
 
 /// Prints what to delete, in an order in which no new pod is injected any more before anything else goes. Pods that are in
-/// the mesh keep running: their proxies forward without a control plane, and the trust bundles that they mount are left.
+/// the mesh keep running: their proxies forward without a control plane, and the trust bundles that they mount are left. So are
+/// the custom resources, with which everybody's policies would go.
 ///
 /// # Errors
 /// A bad namespace.
@@ -160,8 +189,12 @@ pub(crate) fn uninstall(args: &Uninstall) -> anyhow::Result<()> {
 # To take the mesh out of them, restart their workloads afterwards, for example:
 #   kubectl rollout restart deployment --namespace NAME
 # Once no meshed pod is left, the trust bundles can go too:
-#   kubectl delete configmap --all-namespaces --field-selector metadata.name={}",
-        names::TRUST_BUNDLE_CONFIGMAP
+#   kubectl delete configmap --all-namespaces --field-selector metadata.name={}
+# Policies and their custom resources are kept. To delete them too, everybody's:
+#   kubectl delete crd --selector {}={}",
+        names::TRUST_BUNDLE_CONFIGMAP,
+        present::OWNER.0,
+        present::OWNER.1
     );
     Ok(())
 }
@@ -171,6 +204,10 @@ fn removal(namespace: &str) -> anyhow::Result<String> {
     chart::merge(&mut values, &json!({"createNamespace": true}), "weft uninstall")?;
     let mut objects: Vec<Value> = Vec::new();
     for (name, text) in chart::render(&values, namespace)? {
+        if crd_name(&text).is_some() {
+            // With it all objects of that kind would go.
+            continue;
+        }
         let object: Value = serde_saphyr::from_str(&text).with_context(|| format!("chart template {name}"))?;
         let mut metadata = json!({"name": object["metadata"]["name"]});
         if let Some(ns) = object["metadata"].get("namespace") {
@@ -204,7 +241,12 @@ mod tests {
             set_string: vec![],
             values: vec![],
             print_values: false,
+            skip_crds: false,
         }
+    }
+
+    fn manifest(args: &Install) -> anyhow::Result<String> {
+        super::documents(args).map(stream)
     }
 
     fn documents(text: &str) -> Vec<Value> {
@@ -226,13 +268,17 @@ mod tests {
                 "PodDisruptionBudget",
                 "ServiceAccount",
                 "ConfigMap",
+                "CustomResourceDefinition",
+                "CustomResourceDefinition",
+                "CustomResourceDefinition",
                 "ClusterRole",
                 "ClusterRoleBinding",
                 "Role",
                 "RoleBinding",
                 "Service",
                 "Deployment",
-                "MutatingWebhookConfiguration"
+                "MutatingWebhookConfiguration",
+                "ValidatingWebhookConfiguration"
             ]
         );
         for d in &all {
@@ -254,6 +300,59 @@ mod tests {
         let typed: k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration =
             serde_json::from_value(webhook.clone()).unwrap();
         assert_eq!(serde_json::to_value(&typed).unwrap()["webhooks"], webhook["webhooks"]);
+        let webhook = find(&all, "ValidatingWebhookConfiguration");
+        let typed: k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration =
+            serde_json::from_value(webhook.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&typed).unwrap()["webhooks"], webhook["webhooks"]);
+    }
+
+    /// What a structural schema needs everywhere, and that nothing is pruned anywhere.
+    fn check_schema(at: &str, schema: &Value) {
+        let kind = schema["type"].as_str().unwrap_or_else(|| panic!("{at} has no type"));
+        match kind {
+            "object" => {
+                let open = schema["x-kubernetes-preserve-unknown-fields"] == json!(true);
+                assert!(open != schema["additionalProperties"].is_object(), "{at} prunes");
+                for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+                    check_schema(&format!("{at}.{name}"), inner);
+                }
+                if !open {
+                    check_schema(&format!("{at}.*"), &schema["additionalProperties"]);
+                }
+            }
+            "array" => check_schema(&format!("{at}[]"), &schema["items"]),
+            other => assert!(matches!(other, "string" | "boolean"), "{at} is {other}"),
+        }
+    }
+
+    #[test]
+    fn custom_resources_are_served_in_both_versions_and_prune_nothing() {
+        let all = documents(&manifest(&args(&[])).unwrap());
+        let crds: Vec<&Value> = all.iter().filter(|d| d["kind"] == "CustomResourceDefinition").collect();
+        let kinds: Vec<&str> = crds.iter().map(|c| c["spec"]["names"]["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]);
+        for crd in crds {
+            let typed: k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition =
+                serde_json::from_value(crd.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&typed).unwrap()["spec"], crd["spec"]);
+            assert_eq!(crd["metadata"]["labels"][present::OWNER.0], present::OWNER.1);
+            let versions = crd["spec"]["versions"].as_array().unwrap();
+            for (version, (name, storage)) in versions.iter().zip([("v1", true), ("v1beta1", false)]) {
+                assert_eq!(
+                    (&version["name"], &version["storage"], &version["served"]),
+                    (&json!(name), &json!(storage), &json!(true))
+                );
+                assert!(version["subresources"]["status"].is_object());
+                let schema = &version["schema"]["openAPIV3Schema"]["properties"];
+                check_schema("spec", &schema["spec"]);
+                check_schema("status", &schema["status"]);
+            }
+            assert_eq!(versions.len(), 2);
+        }
+        for args in [args(&["crds.install=false"]), Install { skip_crds: true, ..args(&[]) }] {
+            assert!(!manifest(&args).unwrap().contains("CustomResourceDefinition"));
+        }
+        assert!(!manifest(&args(&["validation.enabled=false"])).unwrap().contains("ValidatingWebhookConfiguration"));
     }
 
     #[test]
@@ -285,6 +384,9 @@ mod tests {
         assert_eq!(find(&plain, "MutatingWebhookConfiguration")["webhooks"][0]["failurePolicy"], "Ignore");
         let ha = documents(&manifest(&Install { ha: true, ..args(&[]) }).unwrap());
         assert_eq!(find(&ha, "Deployment")["spec"]["replicas"], 2);
+        for (kind, policy) in [(&plain, "Ignore"), (&ha, "Fail")] {
+            assert_eq!(find(kind, "ValidatingWebhookConfiguration")["webhooks"][0]["failurePolicy"], policy);
+        }
         assert_eq!(find(&ha, "MutatingWebhookConfiguration")["webhooks"][0]["failurePolicy"], "Fail");
         assert!(find(&ha, "Deployment")["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"].is_object());
     }
@@ -305,6 +407,9 @@ mod tests {
         for (set, words) in [
             ("webhook.failurePolicy=Maybe", "webhook.failurePolicy"),
             ("webhook.timeoutSeconds=60", "webhook.timeoutSeconds"),
+            ("validation.failurePolicy=Maybe", "validation.failurePolicy"),
+            ("validation.timeoutSeconds=0", "validation.timeoutSeconds"),
+            ("crds.instal=false", "crds.instal"),
             ("image.pullPolicy=Sometimes", "image.pullPolicy"),
             ("injection.traffic.excludeInboundPorts=0", "traffic.excludeInboundPorts"),
             ("injection.proxy.resources.limits.cpu=lots", "proxy.resources.limits.cpu"),
@@ -319,9 +424,11 @@ mod tests {
     #[test]
     fn uninstall_ends_injection_first_and_keeps_what_pods_mount() {
         let all = documents(&removal("weft-system").unwrap());
-        assert_eq!(all.first().unwrap()["kind"], "MutatingWebhookConfiguration");
+        assert_eq!(all[0]["kind"], "ValidatingWebhookConfiguration");
+        assert_eq!(all[1]["kind"], "MutatingWebhookConfiguration");
+        assert!(all.iter().all(|d| d["kind"] != "CustomResourceDefinition"));
         assert_eq!(all.last().unwrap()["kind"], "Namespace");
-        assert_eq!(all.len(), chart::TEMPLATES.len());
+        assert_eq!(all.len(), chart::TEMPLATES.len() - 3);
         assert!(all.iter().all(|d| d["metadata"]["name"] != names::TRUST_BUNDLE_CONFIGMAP));
     }
 }

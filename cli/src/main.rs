@@ -9,6 +9,7 @@ mod inject;
 mod install;
 mod output;
 mod uninject;
+mod validate;
 mod why;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     Inject(inject::Args),
     /// Take the sidecar out of manifests again, exactly
     Uninject(uninject::Args),
+    /// Check policies as the cluster would at admission
+    Validate(validate::Args),
     /// Tell why a pod is in the mesh or not, step by step
     Why(why::Args),
     /// Who talks to whom, as the proxies saw it
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Uninstall(args) => install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Command::Inject(args) => inject::run(&args),
         Command::Uninject(args) => uninject::run(&args),
+        Command::Validate(args) => validate::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Edges(args) => edges::run(&args),
         Command::Identity(args) => identity::run(&args),

@@ -1,5 +1,7 @@
 //! Puts the webhook on the index: namespaces come from the watch, or by one read where the watch has not seen one yet; what
-//! was decided becomes events.
+//! was decided becomes events. Validation of policies knows the cluster by the same index ([`surroundings`]).
+
+pub mod surroundings;
 
 use crate::events::{Events, Kind as EventKind};
 use crate::index::Index;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use weft_webhook::review::{Decided, Outcome};
 use weft_webhook::server::{self, Injector};
+use weft_webhook::validate::{self, server::Validator};
 use weft_webhook::{BoxFuture, ClusterFacts, LookupError, NamespaceFacts, Namespaces, Reason, Settings};
 
 /// Time for the one read of a namespace; the API server itself gives a webhook some seconds in all.
@@ -104,21 +107,24 @@ impl server::Observer for Observer {
     }
 }
 
-/// The webhook as a router.
+/// The webhooks as a router: injection at `/inject`, validation at `/validate`.
 pub fn router(
     lookup: Lookup,
     observer: Observer,
     settings: watch::Receiver<Arc<Settings>>,
     cluster: watch::Receiver<ClusterFacts>,
+    known: surroundings::Known,
     registry: &mut Registry,
 ) -> axum::Router {
-    server::router(Arc::new(Injector {
+    let validator = Validator { around: Box::new(known), metrics: validate::server::Metrics::register(registry) };
+    let injector = server::router(Arc::new(Injector {
         namespaces: Box::new(lookup),
         settings: Box::new(move || settings.borrow().clone()),
         cluster: Box::new(move || *cluster.borrow()),
         observer: Box::new(observer),
         metrics: server::Metrics::register(registry),
-    }))
+    }));
+    injector.merge(validate::server::router(Arc::new(validator)))
 }
 
 #[cfg(test)]

@@ -303,3 +303,58 @@ async fn a_dry_run_says_so_and_warnings_reach_the_client() {
     w.map("m").await.unwrap();
     assert_eq!(w.last()["dryRun"], false);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn validating_webhooks_are_asked_at_once_and_the_first_refusal_is_told() {
+    let w = start().await;
+    let hooks = [w.hook("s", "slow", &json!({})), w.hook("t", "slow", &json!({})), w.hook("d", "deny", &json!({}))];
+    w.configure("v", false, &hooks).await.unwrap();
+    let begin = Instant::now();
+    let error = w.map("m").await.unwrap_err();
+    assert_eq!(error.message, "admission webhook \"d.example.com\" denied the request: no coffee");
+    // Each takes three seconds; one after the other would be six.
+    assert!(begin.elapsed() < Duration::from_millis(5500), "{:?}", begin.elapsed());
+    let mut asked = w.paths();
+    asked.sort();
+    assert_eq!(asked, ["deny", "slow", "slow"], "nobody waits for another's refusal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_custom_resource_is_seen_in_a_version_that_the_rule_lists() {
+    let w = start().await;
+    let version = |name: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "subresources": {"status": {}},
+            "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}})
+    };
+    let crd = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"kind": "Thing", "plural": "things"}, "versions": [version("v1", true), version("v1beta1", false)]}});
+    w.api.create(&resource::CRDS, None, crd).await.unwrap();
+    let rules = |versions: Value, policy: &str| json!({"matchPolicy": policy, "rules": [{"apiGroups": ["example.com"], "apiVersions": versions, "resources": ["things"], "operations": ["CREATE", "UPDATE"]}]});
+    let hooks = [
+        w.hook("a", "v1-equivalent", &rules(json!(["v1"]), "Equivalent")),
+        w.hook("b", "v1-exact", &rules(json!(["v1"]), "Exact")),
+        w.hook("c", "both-exact", &rules(json!(["v1", "v1beta1"]), "Exact")),
+    ];
+    w.configure("v", false, &hooks).await.unwrap();
+    let beta = resource::Gvr::new("example.com", "v1beta1", "things");
+    let thing = json!({"apiVersion": "example.com/v1beta1", "kind": "Thing", "metadata": {"name": "t"}, "spec": {"a": 1}});
+    let made = w.api.create(&beta, Some("default"), thing).await.unwrap();
+    assert_eq!(made["apiVersion"], "example.com/v1beta1");
+    let calls: std::collections::BTreeMap<String, Value> = w.calls.lock().unwrap().drain(..).collect();
+    assert_eq!(calls.keys().collect::<Vec<_>>(), ["both-exact", "v1-equivalent"]);
+    for (path, seen) in [("both-exact", "v1beta1"), ("v1-equivalent", "v1")] {
+        let call = &calls[path];
+        assert_eq!(call["object"]["apiVersion"], format!("example.com/{seen}"));
+        assert_eq!((&call["resource"]["version"], &call["requestResource"]["version"]), (&json!(seen), &json!("v1beta1")));
+    }
+    // One stored object, whatever the version; the status is a subresource, of which this webhook is not asked.
+    let stable = resource::Gvr::new("example.com", "v1", "things");
+    let read = w.api.get(&stable, Some("default"), "t").await.unwrap();
+    assert_eq!((&read["apiVersion"], &read["spec"]["a"]), (&json!("example.com/v1"), &json!(1)));
+    let mut with_status = read.clone();
+    with_status["status"] = json!({"ok": true});
+    with_status["spec"]["a"] = json!(2);
+    let updated = w.api.update_status(&stable, with_status).await.unwrap();
+    assert_eq!((&updated["status"]["ok"], &updated["spec"]["a"]), (&json!(true), &json!(1)));
+    assert!(w.paths().is_empty(), "{:?}", w.paths());
+}

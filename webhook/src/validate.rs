@@ -15,6 +15,7 @@
 //! is an error too.
 
 mod authorization;
+pub mod offline;
 mod peer;
 pub mod report;
 mod request;

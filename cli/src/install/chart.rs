@@ -25,6 +25,9 @@ pub(crate) const TEMPLATES: &[(&str, &str)] = templates![
     "poddisruptionbudget.yaml",
     "serviceaccount.yaml",
     "configmap.yaml",
+    "crd-authorizationpolicies.yaml",
+    "crd-peerauthentications.yaml",
+    "crd-requestauthentications.yaml",
     "clusterrole.yaml",
     "clusterrolebinding.yaml",
     "role.yaml",
@@ -32,6 +35,7 @@ pub(crate) const TEMPLATES: &[(&str, &str)] = templates![
     "service.yaml",
     "deployment.yaml",
     "webhook.yaml",
+    "validator.yaml",
 ];
 
 /// Renders every template with these values for this namespace. Each result is one document, or empty where the values

@@ -7,7 +7,7 @@
 
 use super::{Mesh, protocol};
 use crate::index::View;
-use crate::model::{EndpointSlice, Pod, Service, Target, Transport};
+use crate::model::{EndpointSlice, Pod, Service, ServicePort, Target, Transport};
 use std::collections::BTreeMap;
 use weft_api::names;
 use weft_api::wire::{InboundPort, Protocol, ServiceRef};
@@ -70,13 +70,8 @@ fn service_ports(pod: &Pod, service: &Service, view: &View) -> Vec<(u16, Protoco
             .iter()
             .filter(|port| port.transport == Transport::Tcp)
             .filter_map(|port| {
-                let target = match &port.target {
-                    Target::Same => Some(port.port),
-                    Target::Number(number) => Some(*number),
-                    Target::Name(name) => named(pod, name),
-                };
                 let protocol = protocol::select(&port.name, port.app_protocol.as_deref(), port.port);
-                target.filter(|number| *number != 0).map(|number| (number, protocol))
+                target(pod, port).map(|number| (number, protocol))
             })
             .collect();
     }
@@ -98,6 +93,16 @@ fn service_ports(pod: &Pod, service: &Service, view: &View) -> Vec<(u16, Protoco
             (port.port, protocol::select(&port.name, app_protocol, declared.map_or(port.port, |p| p.port)))
         })
         .collect()
+}
+
+/// The port of a pod to which a port of a Service leads.
+pub(crate) fn target(pod: &Pod, port: &ServicePort) -> Option<u16> {
+    let target = match &port.target {
+        Target::Same => Some(port.port),
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => named(pod, name),
+    };
+    target.filter(|number| *number != 0)
 }
 
 fn named(pod: &Pod, name: &str) -> Option<u16> {

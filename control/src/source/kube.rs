@@ -8,7 +8,9 @@
 //! - While the server is away or refuses, each watch retries with a growing, jittered delay, for ever; what the index holds
 //!   stays in force. The log says once per outage what is wrong and what permission would be missing.
 
-use super::wire::{Slim, WireEndpointSlice, WireJob, WireNamespace, WirePod, WireReplicaSet, WireService, WireValidator, WireWebhook};
+use super::wire::{
+    Slim, WireEndpointSlice, WireJob, WireNamespace, WirePod, WireReplicaSet, WireService, WireValidator, WireWebhook,
+};
 use crate::index::Index;
 use crate::metrics::{Metrics, Resource};
 use crate::model::{Key, Kind};

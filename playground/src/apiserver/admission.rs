@@ -1,5 +1,5 @@
-//! Admission webhooks, called over HTTPS as Kubernetes calls them: in the order of their names, mutating ones before
-//! validating ones, those with `reinvocationPolicy: IfNeeded` again when something changed the object after them.
+//! Admission webhooks, called over HTTPS as Kubernetes calls them: mutating ones one after the other in the order of their names, then
+//! the validating ones all at once; those with `reinvocationPolicy: IfNeeded` again when something changed the object after them.
 //!
 //! A match condition is evaluated only in the one form that a mesh's injector needs; any other is refused when the
 //! configuration is created, because ignoring it would call a webhook that should not be called.
@@ -12,6 +12,8 @@ use super::status::Status;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
@@ -93,45 +95,51 @@ fn hooks(core: &Core, mutating: bool) -> Vec<Value> {
     all.iter().flat_map(|c| c["webhooks"].as_array().cloned().unwrap_or_default()).collect()
 }
 
-fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result<bool, String> {
+/// The version in which a webhook wants to see a call: that of the call where a rule lists it, else (unless `matchPolicy` is Exact)
+/// another served one that a rule lists. `None`: no rule covers the call.
+fn covered<'a>(hook: &Value, call: &Call<'a>) -> Option<&'a str> {
     let info = call.info;
-    // Webhooks never see the configurations of webhooks: they could lock themselves in.
-    if info.key.group == "admissionregistration.k8s.io" {
-        return Ok(false);
-    }
     let has = |list: &Value, what: &str| list.as_array().into_iter().flatten().any(|v| v == "*" || v == what);
     let resource = if call.subresource.is_empty() {
         info.key.resource.clone()
     } else {
         format!("{}/{}", info.key.resource, call.subresource)
     };
-    let rule = hook["rules"].as_array().into_iter().flatten().any(|rule| {
-        let resources = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let covers = |pattern: &str| {
-            pattern == "*/*"
-                || pattern == resource
-                || (pattern == "*" && call.subresource.is_empty())
-                || pattern.strip_suffix("/*").is_some_and(|p| p == info.key.resource && !call.subresource.is_empty())
-                || pattern.strip_prefix("*/").is_some_and(|s| s == call.subresource)
-        };
+    let covers = |pattern: &str| {
+        pattern == "*/*"
+            || pattern == resource
+            || (pattern == "*" && call.subresource.is_empty())
+            || pattern.strip_suffix("/*").is_some_and(|p| p == info.key.resource && !call.subresource.is_empty())
+            || pattern.strip_prefix("*/").is_some_and(|s| s == call.subresource)
+    };
+    let rules = hook["rules"].as_array().into_iter().flatten().filter(|rule| {
         let scope = match rule["scope"].as_str() {
             Some("Namespaced") => info.namespaced,
             Some("Cluster") => !info.namespaced,
             _ => true,
         };
-        let versions = info.versions.iter().any(|(v, _)| has(&rule["apiVersions"], v));
         scope
-            && versions
             && has(&rule["operations"], call.operation.as_str())
             && has(&rule["apiGroups"], &info.key.group)
-            && resources.clone().any(covers)
+            && rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str).any(covers)
     });
-    if !rule {
-        return Ok(false);
+    let asked = if call.version.is_empty() { info.preferred() } else { call.version };
+    let others = info.versions.iter().map(|(v, _)| v.as_str()).filter(|_| hook["matchPolicy"] != "Exact");
+    let rules: Vec<&Value> = rules.collect();
+    std::iter::once(asked).chain(others).find(|version| rules.iter().any(|rule| has(&rule["apiVersions"], version)))
+}
+
+/// Whether a webhook is called, and with which version.
+fn matches<'a>(core: &Core, hook: &Value, call: &Call<'a>, object: &Value) -> Result<Option<&'a str>, String> {
+    let info = call.info;
+    // Webhooks never see the configurations of webhooks: they could lock themselves in.
+    if info.key.group == "admissionregistration.k8s.io" {
+        return Ok(None);
     }
+    let Some(version) = covered(hook, call) else { return Ok(None) };
     let objects = Labels::from_object(hook.get("objectSelector"))?;
     if !(objects.matches(object) || call.old.is_some_and(|o| objects.matches(o))) {
-        return Ok(false);
+        return Ok(None);
     }
     let namespaces = Labels::from_object(hook.get("namespaceSelector"))?;
     if info.namespaced || info.key == resource::NAMESPACES.key() {
@@ -141,16 +149,16 @@ fn matches(core: &Core, hook: &Value, call: &Call<'_>, object: &Value) -> Result
             Some(Arc::new(object.clone()))
         };
         if !ns.is_some_and(|ns| namespaces.matches(&ns)) {
-            return Ok(false);
+            return Ok(None);
         }
     }
     let conditions = hook["matchConditions"].as_array().into_iter().flatten();
     for condition in conditions {
         if condition["expression"].as_str() == Some(NOT_HOST_NETWORK) && object["spec"]["hostNetwork"] == json!(true) {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(Some(version))
 }
 
 /// Runs the mutating webhooks, and the server's own admission again where they changed something.
@@ -163,10 +171,13 @@ pub async fn mutate(core: &Core, request: &Request, call: &Call<'_>, mut object:
             if pass == 1 && !again {
                 continue;
             }
-            if let Some(new) = one(core, request, hook, call, &object, true).await? {
+            let mut said = Vec::new();
+            let result = one(core, request, hook, call, &object, true, &mut said).await;
+            said.into_iter().for_each(|warning| request.warn(warning));
+            if let Some(new) = result? {
                 object = new;
             }
-            if matches(core, hook, call, &object).unwrap_or(false) {
+            if matches(core, hook, call, &object).is_ok_and(|m| m.is_some()) {
                 last_seen[i] = Some(object.clone());
             }
         }
@@ -181,12 +192,29 @@ pub async fn mutate(core: &Core, request: &Request, call: &Call<'_>, mut object:
     Ok(object)
 }
 
-/// Runs the validating webhooks.
+/// Runs the validating webhooks, all at once: none sees what another says. Of several refusals the client sees the first that
+/// came; warnings of all that answered by then, in the order of the webhooks.
 pub async fn validate(core: &Core, request: &Request, call: &Call<'_>, object: &Value) -> Result<(), Status> {
-    for hook in hooks(core, false) {
-        one(core, request, &hook, call, object, false).await?;
+    let hooks = hooks(core, false);
+    let mut warnings: Vec<Vec<String>> = vec![Vec::new(); hooks.len()];
+    let mut running: FuturesUnordered<_> = hooks
+        .iter()
+        .enumerate()
+        .map(|(number, hook)| async move {
+            let mut said = Vec::new();
+            let result = one(core, request, hook, call, object, false, &mut said).await;
+            (number, said, result)
+        })
+        .collect();
+    let mut refused = None;
+    while let Some((number, said, result)) = running.next().await {
+        warnings[number] = said;
+        if let Err(status) = result {
+            refused.get_or_insert(status);
+        }
     }
-    Ok(())
+    warnings.into_iter().flatten().for_each(|warning| request.warn(warning));
+    refused.map_or(Ok(()), Err)
 }
 
 async fn one(
@@ -196,14 +224,15 @@ async fn one(
     call: &Call<'_>,
     object: &Value,
     mutating: bool,
+    said: &mut Vec<String>,
 ) -> Result<Option<Value>, Status> {
     let name = hook["name"].as_str().unwrap_or_default();
     let seen = if call.operation == Operation::Delete { call.old.unwrap_or(object) } else { object };
-    match matches(core, hook, call, seen) {
-        Ok(false) => return Ok(None),
-        Ok(true) => {}
+    let version = match matches(core, hook, call, seen) {
+        Ok(None) => return Ok(None),
+        Ok(Some(version)) => version,
         Err(why) => return Err(Status::internal(format!("webhook {name}: {why}"))),
-    }
+    };
     let failed = |why: String| {
         if hook["failurePolicy"] == "Ignore" {
             tracing::warn!(webhook = name, "failed, which its failure policy ignores: {why}");
@@ -212,7 +241,7 @@ async fn one(
             Err(Status::internal(format!("failed calling webhook {name:?}: failed to call webhook: {why}")))
         }
     };
-    let review = review(request, call, object);
+    let review = review(request, call, version, object);
     let uid = review["request"]["uid"].clone();
     let timeout = Duration::from_secs(hook["timeoutSeconds"].as_u64().unwrap_or(10));
     let answer = match tokio::time::timeout(timeout, send(core, hook, &review, timeout)).await {
@@ -225,7 +254,7 @@ async fn one(
         return failed(format!("the response is no AdmissionReview v1 with the request's uid: {answer}"));
     }
     for warning in response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        request.warn(warning.to_owned());
+        said.push(warning.to_owned());
     }
     if response["allowed"] != json!(true) {
         let status = &response["status"];
@@ -247,8 +276,10 @@ async fn one(
         .map_err(|e| e.to_string())
         .and_then(|bytes| serde_json::from_slice::<json_patch::Patch>(&bytes).map_err(|e| e.to_string()))
         .and_then(|patch| {
-            let mut new = object.clone();
-            json_patch::patch(&mut new, &patch).map_err(|e| e.to_string()).map(|()| new)
+            let mut new = in_version(call.info, version, object);
+            json_patch::patch(&mut new, &patch).map_err(|e| e.to_string())?;
+            let asked = if call.version.is_empty() { call.info.preferred() } else { call.version };
+            Ok(in_version(call.info, asked, &new))
         });
     match patched {
         Ok(new) => Ok(Some(new)),
@@ -256,11 +287,20 @@ async fn one(
     }
 }
 
-fn review(request: &Request, call: &Call<'_>, object: &Value) -> Value {
+/// An object as another version shows it.
+fn in_version(info: &ResourceInfo, version: &str, object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(members) = object.as_object_mut().filter(|m| m.contains_key("apiVersion")) {
+        members.insert("apiVersion".into(), json!(info.api_version(version)));
+    }
+    object
+}
+
+fn review(request: &Request, call: &Call<'_>, version: &str, object: &Value) -> Value {
     let info = call.info;
-    let version = if call.version.is_empty() { info.preferred() } else { call.version };
-    let kind = json!({"group": info.key.group, "version": version, "kind": info.kind});
-    let resource = json!({"group": info.key.group, "version": version, "resource": info.key.resource});
+    let asked = if call.version.is_empty() { info.preferred() } else { call.version };
+    let kind = |version: &str| json!({"group": info.key.group, "version": version, "kind": info.kind});
+    let resource = |version: &str| json!({"group": info.key.group, "version": version, "resource": info.key.resource});
     let name = object
         .pointer("/metadata/name")
         .or_else(|| call.old.and_then(|o| o.pointer("/metadata/name")))
@@ -272,9 +312,9 @@ fn review(request: &Request, call: &Call<'_>, object: &Value) -> Value {
         Operation::Delete => "DeleteOptions",
     };
     let mut body = json!({
-        "uid": super::api::uid(), "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
-        "operation": call.operation.as_str(), "userInfo": request.user.to_json(), "object": object,
-        "oldObject": call.old.cloned().unwrap_or(Value::Null), "dryRun": request.dry_run, "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"}
+        "uid": super::api::uid(), "kind": kind(version), "resource": resource(version), "requestKind": kind(asked), "requestResource": resource(asked),
+        "operation": call.operation.as_str(), "userInfo": request.user.to_json(), "object": in_version(info, version, object),
+        "oldObject": call.old.map_or(Value::Null, |old| in_version(info, version, old)), "dryRun": request.dry_run, "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"}
     });
     // A pod of a ReplicaSet has no name yet; the field is then left out.
     if !name.is_empty() {

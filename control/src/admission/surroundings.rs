@@ -1,0 +1,198 @@
+//! What validation may know of the cluster, out of the index. Nothing here waits: what is not in memory is not known.
+
+use crate::compile::{Mesh, inbound};
+use crate::index::{Index, View};
+use crate::model::{Pod, Transport};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::watch;
+use weft_api::wire;
+use weft_webhook::Settings;
+use weft_webhook::validate::{PlaintextCaller, PodFacts, PodPort, Protocol, ServicePort, Surroundings};
+
+type Labels = BTreeMap<String, String>;
+
+/// Tells who called the pods with some labels, in one namespace or in all, without mutual TLS; the most frequent first.
+pub type PlaintextCallers = Box<dyn Fn(Option<&str>, &Labels) -> Vec<PlaintextCaller> + Send + Sync>;
+
+/// The cluster as the index knows it.
+pub struct Known {
+    index: Arc<Index>,
+    mesh: watch::Receiver<Arc<Mesh>>,
+    settings: watch::Receiver<Arc<Settings>>,
+    plaintext: Option<PlaintextCallers>,
+}
+
+impl Known {
+    /// Out of these.
+    pub fn new(index: Arc<Index>, mesh: watch::Receiver<Arc<Mesh>>, settings: watch::Receiver<Arc<Settings>>) -> Self {
+        Self { index, mesh, settings, plaintext: None }
+    }
+
+    /// With what the proxies reported of callers without mutual TLS. Without it nothing is said about them.
+    #[must_use]
+    pub fn with_plaintext_callers(self, callers: PlaintextCallers) -> Self {
+        Self { plaintext: Some(callers), ..self }
+    }
+
+    /// Whether the index is whole: before, what is not in it may exist all the same.
+    fn synced(&self) -> bool {
+        *self.index.synced().borrow()
+    }
+}
+
+impl Surroundings for Known {
+    fn root_namespace(&self) -> Option<String> {
+        Some(self.settings.borrow().control_namespace.clone())
+    }
+
+    fn trust_domains(&self) -> Vec<String> {
+        vec![self.settings.borrow().trust_domain.clone()]
+    }
+
+    fn has_namespace(&self, name: &str) -> Option<bool> {
+        self.synced().then(|| self.index.namespace(name).is_some())
+    }
+
+    fn pods(&self, namespace: Option<&str>, labels: &Labels) -> Option<Vec<PodFacts>> {
+        if !self.synced() {
+            return None;
+        }
+        let mesh = self.mesh.borrow().clone();
+        let views = match namespace {
+            Some(name) => self.index.view(name).into_iter().collect(),
+            None => self.index.views().into_iter().map(|(_, view)| view).collect::<Vec<_>>(),
+        };
+        let of_view = |view: &Arc<View>| {
+            let selected = view.pods.values().filter(|p| !p.finished && labels.iter().all(|(k, v)| p.labels.get(k) == Some(v)));
+            selected.map(|pod| facts(pod, view, &mesh)).collect::<Vec<_>>()
+        };
+        Some(views.iter().flat_map(of_view).collect())
+    }
+
+    fn plaintext_callers(&self, namespace: Option<&str>, labels: &Labels) -> Vec<PlaintextCaller> {
+        self.plaintext.as_ref().map(|callers| callers(namespace, labels)).unwrap_or_default()
+    }
+}
+
+fn facts(pod: &Pod, view: &View, mesh: &Mesh) -> PodFacts {
+    let ports = inbound::ports(pod, view, mesh).into_iter().filter_map(|port| {
+        let protocol = match port.protocol() {
+            wire::Protocol::Http | wire::Protocol::Http1 | wire::Protocol::Http2 => Protocol::Http,
+            // The app's own TLS is as opaque to policies as any bytes.
+            wire::Protocol::Tcp | wire::Protocol::Tls => Protocol::Tcp,
+            wire::Protocol::Detect => Protocol::Detected,
+        };
+        Some(PodPort { number: u16::try_from(port.port).ok()?, protocol })
+    });
+    let services = view.services.values().filter(|s| s.selects(&pod.labels)).flat_map(|service| {
+        let ports = service.ports.iter().filter(|p| p.transport == Transport::Tcp);
+        ports.filter_map(|port| {
+            Some(ServicePort { service: service.name.clone(), port: port.port, target: inbound::target(pod, port)? })
+        })
+    });
+    PodFacts {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        meshed: pod.meshed(),
+        ports: ports.collect(),
+        services: services.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::wire::parse;
+    use serde_json::json;
+    use weft_webhook::validate::{Kind, validate};
+
+    const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec:
+  containers: [{name: app, image: x, ports: [{name: http, containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: done, namespace: shop, labels: {app: old}}
+spec: {containers: [{name: app, image: x}]}
+status: {phase: Succeeded}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http}, {name: tcp-raw, port: 9000}]
+";
+
+    fn known() -> Known {
+        let index = Arc::new(Index::new([]));
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(SHOP).unwrap();
+        index.replace(documents.into_iter().map(|d| parse(d).unwrap().unwrap()));
+        let (_, mesh) = watch::channel(Arc::new(Mesh::default()));
+        let (_, settings) = watch::channel(Arc::new(Settings::default()));
+        index.publish();
+        Known::new(index, mesh, settings)
+    }
+
+    fn warnings(known: &Known, kind: Kind, namespace: &str, spec: serde_json::Value) -> Vec<String> {
+        let object = json!({"apiVersion": "security.istio.io/v1", "kind": kind.as_str(), "metadata": {"name": "p", "namespace": namespace}, "spec": spec});
+        let verdict = validate(kind, &object, known);
+        assert_eq!(verdict.errors, []);
+        verdict.warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_index_answers() {
+        let known = known();
+        let pods = known.pods(Some("shop"), &Labels::default()).unwrap();
+        assert_eq!(pods.len(), 1, "a finished pod is none any more");
+        let http = PodPort { number: 8080, protocol: Protocol::Http };
+        assert_eq!(pods[0].ports, [http, PodPort { number: 9000, protocol: Protocol::Tcp }]);
+        let ports: Vec<(u16, u16)> = pods[0].services.iter().map(|s| (s.port, s.target)).collect();
+        assert_eq!(ports, [(80, 8080), (9000, 9000)]);
+        assert_eq!(known.pods(None, &Labels::default()).unwrap().len(), 1);
+        assert_eq!(known.pods(Some("other"), &Labels::default()), Some(vec![]));
+        assert_eq!((known.has_namespace("shop"), known.has_namespace("shpo")), (Some(true), Some(false)));
+    }
+
+    #[test]
+    fn nothing_is_said_before_all_is_known() {
+        let (_, mesh) = watch::channel(Arc::new(Mesh::default()));
+        let (_, settings) = watch::channel(Arc::new(Settings::default()));
+        let known = Known::new(Arc::new(Index::new([crate::model::Kind::Pod])), mesh, settings);
+        assert_eq!((known.pods(None, &Labels::default()), known.has_namespace("shop")), (None, None));
+    }
+
+    #[test]
+    fn warnings_come_of_it() {
+        let known = known();
+        let select = json!({"matchLabels": {"app": "web"}});
+        let found = warnings(
+            &known,
+            Kind::AuthorizationPolicy,
+            "shop",
+            json!({"selector": select, "rules": [{"to": [{"operation": {"ports": ["80"]}}], "from": [{"source": {"namespaces": ["shpo"]}}]}]}),
+        );
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(
+            found[0].contains("has the sidecar") && found[1].contains("no namespace") && found[2].contains("write 8080"),
+            "{found:?}"
+        );
+        let strict = json!({"mtls": {"mode": "STRICT"}});
+        assert!(warnings(&known, Kind::PeerAuthentication, "shop", strict.clone()).is_empty());
+        let told = known.with_plaintext_callers(Box::new(|namespace, _| {
+            let who = format!("{}/old", namespace.unwrap_or("anywhere"));
+            vec![PlaintextCaller { who, port: 8080, count: 3 }]
+        }));
+        assert!(warnings(&told, Kind::PeerAuthentication, "shop", strict.clone())[0].contains("shop/old on port 8080 (3 times)"));
+        assert!(warnings(&told, Kind::PeerAuthentication, "weft-system", strict)[0].contains("anywhere/old"));
+    }
+}
