@@ -172,10 +172,14 @@ impl Cluster {
         self.rolled_out("weft-system", "weft-control").await?;
         let webhooks: Api<k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration> =
             Api::all(self.client.clone());
-        eventually("the webhook's caBundle", PATIENCE, async || {
+        let validators: Api<k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration> =
+            Api::all(self.client.clone());
+        eventually("the webhooks' caBundle", PATIENCE, async || {
             let hook = webhooks.get("weft-injector").await?;
             let ready = hook.webhooks.iter().flatten().all(|w| w.client_config.ca_bundle.is_some());
-            ensure!(ready, "caBundle is not there yet");
+            let validator = validators.get_opt("weft-validator").await?.and_then(|v| v.webhooks);
+            let validates = validator.iter().flatten().all(|w| w.client_config.ca_bundle.is_some());
+            ensure!(ready && validates, "caBundle is not there yet");
             Ok(())
         })
         .await
