@@ -8,7 +8,8 @@
 //! balancers have noticed; then no connection is accepted any more, what is under way is finished, streams of proxies are
 //! ended so that they go to another replica. A second signal ends at once.
 
-use crate::admission::{Lookup, Observer, surroundings::Known};
+use crate::admission::surroundings::{self, Known};
+use crate::admission::{Lookup, Observer};
 use crate::ask::Mind;
 use crate::ca::authority::{Authority, InForce, system_clock};
 use crate::ca::issue::SERVING_LIFE;
@@ -171,8 +172,6 @@ impl Control {
         let (news, inbox) = Events::new(metrics.clone());
         let lookup = Lookup::new(parts.index.clone(), parts.client.clone());
         let observer = Observer::new(news.clone());
-        let known = Known::new(parts.index.clone(), mesh_rules.clone(), settings.clone());
-        let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, known, &mut registry);
         let destinations = Arc::new(Destinations::new(parts.index.clone(), mesh_rules.clone()));
         tasks.spawn(destinations.clone().run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
@@ -184,6 +183,9 @@ impl Control {
             reports: reports.clone(),
             authority: doing.subscribe(),
         });
+        let known = Known::new(parts.index.clone(), mesh_rules.clone(), settings.clone())
+            .with_plaintext_callers(surroundings::reported(mind.clone()));
+        let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, known, &mut registry);
         let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules.clone(),

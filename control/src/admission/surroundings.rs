@@ -1,10 +1,12 @@
 //! What validation may know of the cluster, out of the index. Nothing here waits: what is not in memory is not known.
 
-use crate::compile::{Mesh, inbound};
+use crate::ask::{EdgeQuestion, MOST_EDGES, Mind, workload_of};
+use crate::compile::{Mesh, inbound, workload};
 use crate::index::{Index, View};
 use crate::model::{Pod, Transport};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use weft_api::wire;
 use weft_webhook::Settings;
@@ -75,6 +77,46 @@ impl Surroundings for Known {
     }
 }
 
+/// How far back callers without mutual TLS count: who calls once an hour should be seen, who was moved into the mesh yesterday should not.
+const SINCE: Duration = Duration::from_secs(3600);
+
+/// Tells callers without mutual TLS by what proxies reported to this replica.
+pub fn reported(mind: Arc<Mind>) -> PlaintextCallers {
+    Box::new(move |namespace, labels| callers(&mind, namespace, labels))
+}
+
+fn callers(mind: &Mind, namespace: Option<&str>, labels: &Labels) -> Vec<PlaintextCaller> {
+    let mesh = mind.mesh.borrow().clone();
+    // Reports are by workload, selectors by pod.
+    let views = match namespace {
+        Some(name) => mind.index.view(name).into_iter().collect(),
+        None => mind.index.views().into_iter().map(|(_, view)| view).collect::<Vec<_>>(),
+    };
+    let mut selected = HashSet::new();
+    for view in &views {
+        for pod in view.pods.values().filter(|p| labels.iter().all(|(k, v)| p.labels.get(k) == Some(v))) {
+            selected.insert(workload_of(&workload::labels(pod, view, &mesh)));
+        }
+    }
+    let question =
+        EdgeQuestion { since: SINCE, namespace: namespace.unwrap_or_default().to_owned(), detail: false, limit: MOST_EDGES };
+    let plain =
+        mind.edges(&question).edges.into_iter().filter(|e| e.source.identity.is_empty() && selected.contains(&e.destination));
+    let mut counts: HashMap<(String, u16), u64> = HashMap::new();
+    for edge in plain {
+        let source = &edge.source;
+        let who = match (source.workload.as_str(), source.namespace.as_str()) {
+            ("", _) => source.address.clone(),
+            (workload, "") => workload.to_owned(),
+            (workload, namespace) => format!("{workload} of {namespace}"),
+        };
+        *counts.entry((who, edge.port)).or_default() += edge.count;
+    }
+    let mut callers: Vec<_> = counts.into_iter().map(|((who, port), count)| PlaintextCaller { who, port, count }).collect();
+    callers.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| (&a.who, a.port).cmp(&(&b.who, b.port))));
+    callers
+}
+
 fn facts(pod: &Pod, view: &View, mesh: &Mesh) -> PodFacts {
     let ports = inbound::ports(pod, view, mesh).into_iter().filter_map(|port| {
         let protocol = match port.protocol() {
@@ -103,6 +145,7 @@ fn facts(pod: &Pod, view: &View, mesh: &Mesh) -> PodFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reports::Reports;
     use crate::source::wire::parse;
     use serde_json::json;
     use weft_webhook::validate::{Kind, validate};
@@ -194,5 +237,41 @@ spec:
         }));
         assert!(warnings(&told, Kind::PeerAuthentication, "shop", strict.clone())[0].contains("shop/old on port 8080 (3 times)"));
         assert!(warnings(&told, Kind::PeerAuthentication, "weft-system", strict)[0].contains("anywhere/old"));
+    }
+
+    #[test]
+    fn reports_tell_who_calls_without_mutual_tls() {
+        let known = known();
+        let reports = Arc::new(Reports::new(crate::reports::Limits::default()));
+        let web = reports.attach(&wire::Hello { namespace: "shop".into(), pod: "web-1".into(), ..wire::Hello::default() });
+        let view = known.index.view("shop").unwrap();
+        web.workload(&workload::labels(&view.pods["web-1"], &view, &Mesh::default()));
+        let edge = |identity: &str, address: &str, port, count, path: &str| wire::Edge {
+            source_identity: identity.into(),
+            source_address: address.into(),
+            port,
+            protocol: "http".into(),
+            path: path.into(),
+            count,
+            ..wire::Edge::default()
+        };
+        let edges = vec![
+            edge("", "10.9.9.9", 8080, 2, "/a"),
+            edge("", "10.9.9.9", 8080, 3, "/b"),
+            edge("", "10.8.8.8", 9000, 9, ""),
+            edge("spiffe://cluster.local/ns/shop/sa/x", "", 8080, 100, "/a"),
+        ];
+        web.report(wire::Report { edges, ..wire::Report::default() });
+        let (_, authority) = watch::channel(Arc::default());
+        let mind = Arc::new(Mind { index: known.index.clone(), mesh: known.mesh.clone(), reports, authority });
+        let asked = |namespace: Option<&str>, app: &str| {
+            let found = reported(mind.clone())(namespace, &Labels::from([("app".to_owned(), app.to_owned())]));
+            found.into_iter().map(|c| (c.who, c.port, c.count)).collect::<Vec<_>>()
+        };
+        let both = [("10.8.8.8".to_owned(), 9000, 9), ("10.9.9.9".to_owned(), 8080, 5)];
+        assert_eq!(asked(Some("shop"), "web"), both);
+        assert_eq!(asked(None, "web"), both);
+        assert_eq!(asked(Some("shop"), "db"), []);
+        assert_eq!(asked(Some("other"), "web"), []);
     }
 }
