@@ -16,7 +16,8 @@ pub(crate) async fn text(from: SocketAddr, path: &str) -> Result<String> {
         stream.read_to_end(&mut bytes).await?;
         Ok::<_, std::io::Error>(bytes)
     };
-    let bytes = tokio::time::timeout(Duration::from_secs(10), exchange).await.with_context(|| format!("{from}{path}: no answer"))?;
+    let bytes =
+        tokio::time::timeout(Duration::from_secs(10), exchange).await.with_context(|| format!("{from}{path}: no answer"))?;
     let text = String::from_utf8(bytes.with_context(|| format!("{from}{path}"))?)?;
     body(&text).with_context(|| format!("{from}{path}"))
 }

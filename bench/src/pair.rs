@@ -9,7 +9,6 @@ mod haproxy;
 mod run;
 mod weft;
 
-
 pub(crate) use run::{Args, run};
 
 use crate::certs::{self, Authority};

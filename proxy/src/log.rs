@@ -1,5 +1,8 @@
 //! Errors of connections, as log lines: at most some per second and thread, so that a flood of failures neither fills the disk
-//! nor slows the request path. What was left out is said with the next line.
+//! nor slows the request path. What was left out is said with the next line. All lines go through a [`queue`], so that nobody waits for the
+//! log.
+
+pub mod queue;
 
 use std::cell::Cell;
 use std::fmt;

@@ -10,6 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, reload};
 use weft_api::{env, names};
 use weft_proxy::admin::Relog;
+use weft_proxy::log::queue::Queue;
 use weft_proxy::settings::{self, LogFormat, Settings};
 use weft_proxy::{run, sys};
 
@@ -50,7 +51,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let relog = match log(&settings) {
+    let queue = match Queue::start(std::io::stderr()) {
+        Ok(queue) => queue,
+        Err(problem) => {
+            eprintln!("weft-proxy: the thread that writes the log can't be started: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    queue.flush_before_panics();
+    let relog = match log(&settings, &queue) {
         Ok(relog) => relog,
         Err(problem) => {
             eprintln!("weft-proxy: log filter {:?}: {problem}", settings.log);
@@ -58,14 +67,16 @@ fn main() -> ExitCode {
         }
     };
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match run::run(settings, relog) {
-        // Whatever workers still do ends with the process.
-        Ok(code) => std::process::exit(i32::from(code)),
-        Err(error) => {
+    let code = run::run(settings, relog).map_or_else(
+        |error| {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+            1
+        },
+        i32::from,
+    );
+    queue.flush();
+    // Whatever workers still do ends with the process.
+    std::process::exit(code)
 }
 
 fn from_file(file: &str) -> Result<Settings, String> {
@@ -73,13 +84,14 @@ fn from_file(file: &str) -> Result<Settings, String> {
     settings::file::read(&text, sys::cpu_quota()).map_err(|e| format!("{file}: {e}"))
 }
 
-fn log(settings: &Settings) -> Result<Relog, String> {
+fn log(settings: &Settings, queue: &Queue) -> Result<Relog, String> {
     let filter = EnvFilter::try_new(&settings.log).map_err(|e| e.to_string())?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
+    let queue = queue.clone();
     match settings.log_format {
-        LogFormat::Text => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init(),
-        LogFormat::Json => registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).init(),
+        LogFormat::Text => registry.with(tracing_subscriber::fmt::layer().with_writer(queue).with_ansi(false)).init(),
+        LogFormat::Json => registry.with(tracing_subscriber::fmt::layer().json().with_writer(queue)).init(),
     }
     Ok(Box::new(move |level| {
         let new = EnvFilter::try_new(level).map_err(|e| e.to_string())?;

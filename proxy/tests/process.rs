@@ -456,3 +456,41 @@ fn a_second_signal_ends_it_at_once() {
         assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
     }
 }
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    // Standard error is a pipe of 64 KiB, which nobody empties before the end. HTTP/2 pings are what most is said about.
+    let mut proxy = Proxy::start(server(echo), "http2", "log: trace", None);
+    let mut client = proxy.connect();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let begun = Instant::now();
+    loop {
+        for _ in 0..100 {
+            client.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").unwrap();
+            // Whatever comes before the answer: settings, window updates.
+            loop {
+                let mut head = [0; 9];
+                client.read_exact(&mut head).unwrap();
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut body = vec![0; length as usize];
+                client.read_exact(&mut body).unwrap();
+                if (head[3], head[4], &body[..]) == (6, 1, &b"pingping"[..]) {
+                    break;
+                }
+            }
+        }
+        let page = proxy.get("/stats/prometheus").unwrap();
+        let dropped = page.lines().find_map(|line| line.strip_prefix("weft_proxy_log_lines_dropped_total ")).unwrap();
+        if dropped != "0" {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    proxy.signal(nix::sys::signal::Signal::SIGTERM);
+    drop(client);
+    let mut log = String::new();
+    proxy.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
+    assert!(log.contains("log lines were dropped here"), "what is missing is said");
+    assert!(log.contains("ended after") && log.trim_end().ends_with("drained"), "{}", &log[log.len() - 500..]);
+}

@@ -26,8 +26,10 @@ impl Clients {
         let each = IDENTITIES.iter().map(|id| {
             let leaf = authority.leaf(id)?;
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[&rustls::version::TLS13])?;
-            let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(authority.verifier(provider)?)));
+            let builder =
+                ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[&rustls::version::TLS13])?;
+            let builder =
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(authority.verifier(provider)?)));
             let mut config = builder.with_client_auth_cert(leaf.chain, leaf.key)?;
             config.alpn_protocols = vec![alpn.to_vec()];
             config.resumption = Resumption::disabled();

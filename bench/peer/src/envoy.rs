@@ -115,7 +115,8 @@ fn http(set: &Set) -> Result<Vec<Value>> {
         filters.push(json!({"name": format!("rbac-{}", filters.len()), "typed_config": {"@type": RBAC, "rules": rules}}));
     }
     filters.push(json!({"name": "router", "typed_config": {"@type": ROUTER}}));
-    let seen = json!([{"header": {"key": "x-seen-path", "value": "%REQ(:PATH)%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]);
+    let seen =
+        json!([{"header": {"key": "x-seen-path", "value": "%REQ(:PATH)%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]);
     let ok = json!({"status": 200});
     Ok(vec![json!({"name": "http", "typed_config": {
         "@type": HCM,

@@ -76,7 +76,9 @@ fn run(args: &Args) -> Result<bool> {
     for set in &sets {
         let each = set.calls.iter().map(|call| {
             let answer = clients.call(call, SocketAddr::from((envoy::ADDRESS, set.port)), set.http);
-            answer.with_context(|| format!("Envoy, port {}, {}, {}\n{}", set.port, if set.http { "HTTP" } else { "TCP" }, call.words(), set.words()))
+            answer.with_context(|| {
+                format!("Envoy, port {}, {}, {}\n{}", set.port, if set.http { "HTTP" } else { "TCP" }, call.words(), set.words())
+            })
         });
         theirs.push(each.collect::<Result<Vec<Answer>>>()?);
     }

@@ -302,7 +302,8 @@ mod tests {
 
     #[test]
     fn what_denies_stands_before_what_allows() {
-        let policies = [spec(json!({})), spec(json!({"action": "DENY", "rules": [{}]})), spec(json!({"action": "AUDIT", "rules": [{}]}))];
+        let policies =
+            [spec(json!({})), spec(json!({"action": "DENY", "rules": [{}]})), spec(json!({"action": "AUDIT", "rules": [{}]}))];
         let filters = filters(&policies, true).unwrap();
         assert_eq!(filters.len(), 2);
         assert_eq!(filters[0]["action"], "DENY");

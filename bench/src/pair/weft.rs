@@ -33,7 +33,10 @@ impl Control {
         let dir = process::folder()?;
         let manifests = dir.path().join("manifests");
         std::fs::create_dir(&manifests)?;
-        std::fs::write(manifests.join("all.json"), json!({"apiVersion": "v1", "kind": "List", "items": objects(server)}).to_string())?;
+        std::fs::write(
+            manifests.join("all.json"),
+            json!({"apiVersion": "v1", "kind": "List", "items": objects(server)}).to_string(),
+        )?;
         let tokens = dir.path().join("tokens");
         std::fs::write(&tokens, "token-of-client bench/client\ntoken-of-server bench/server\n")?;
         let root = dir.path().join("root.pem");
@@ -166,7 +169,10 @@ mod tests {
         let line = |direction: &str, result: &str, n: u32| {
             format!("weft_proxy_tls_handshakes_total{{direction=\"{direction}\",result=\"{result}\",reason=\"\"}} {n}\n")
         };
-        let text = line("outbound", "full", 3) + &line("outbound", "resumed", 5) + &line("inbound", "full", 7) + &line("outbound", "failed", 9);
+        let text = line("outbound", "full", 3)
+            + &line("outbound", "resumed", 5)
+            + &line("inbound", "full", 7)
+            + &line("outbound", "failed", 9);
         assert_eq!(handshakes(&text), Some((8, 5)));
         assert_eq!(handshakes(&line("inbound", "full", 7)), None);
     }

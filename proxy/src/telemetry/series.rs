@@ -370,6 +370,8 @@ impl Metrics {
         let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let ticks: f64 = after.split_ascii_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
         one("cpu_seconds_total", "counter", "CPU time, user and system.", ticks / 100.0);
+        let dropped = crate::log::queue::dropped() as f64;
+        one("log_lines_dropped_total", "counter", "Log lines that nobody took as fast as they came.", dropped);
         if let Ok(fds) = std::fs::read_dir("/proc/self/fd") {
             one("open_fds", "gauge", "Open descriptors.", fds.count() as f64);
         }
