@@ -8,6 +8,7 @@
 //!
 //! A peer that fails a scenario gets no number for it, the reason is printed, and the exit status is 1.
 
+mod authz;
 mod certs;
 mod fetch;
 mod h1;
@@ -45,6 +46,8 @@ enum Command {
     Pair(pair::Args),
     /// AdmissionReviews posted to the webhook over TLS at a fixed rate.
     Webhook(webhook::Args),
+    /// The compiled policies alone: what a verdict costs.
+    Authz(authz::Args),
     /// One peer under one load until the time is over: for a profiler beside it.
     Load(load::Args),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
                 Command::Proxy(args) => proxy::run(args).await,
                 Command::Pair(args) => pair::run(args).await,
                 Command::Webhook(args) => webhook::run(args).await,
+                Command::Authz(args) => Ok(authz::run(&args)),
                 Command::Load(args) => load::run(args).await,
             }
         })
