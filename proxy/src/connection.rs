@@ -1,6 +1,7 @@
 //! The life of an accepted connection, top to bottom: find out where it goes and what it speaks, then hand it to HTTP or
 //! carry its bytes. What comes in for the app passes [`inbound`] first, which tells mutual TLS, plaintext and the app's own TLS apart.
 
+mod admit;
 mod inbound;
 
 use crate::balance::{Pick, Picked};
@@ -127,7 +128,13 @@ async fn http(io: Prefixed<Stream>, version: HttpVersion, kind: Detected, arriva
 async fn detected(mut client: Prefixed<Stream>, declared: Protocol, arrival: Arrival, context: &Context) {
     let timeouts = &context.worker.settings.timeouts;
     let mut ahead = None;
-    if tokio::time::timeout(timeouts.detect_silence, client.speaks()).await.is_err() {
+    let silent = tokio::time::timeout(timeouts.detect_silence, client.speaks()).await.is_err();
+    if silent && admit::is_doubtful(&arrival, &context.worker) {
+        // No connection to the app for one who may not have it. If it is HTTP, that will be judged by its requests.
+        if tokio::time::timeout(timeouts.detect, client.speaks()).await.is_err() {
+            return opaque(client, None, arrival, Detected::Tcp, context).await;
+        }
+    } else if silent {
         // A silent client: maybe the server is to speak first. Whoever does decides.
         let connected = {
             let mut connecting = std::pin::pin!(connect(&arrival, Alpn::Detect, context));
@@ -269,6 +276,16 @@ async fn opaque(io: Prefixed<Stream>, ahead: Option<Server>, arrival: Arrival, k
     let worker = &context.worker;
     let down = &arrival.down;
     worker.recorder.connection_kind(down.direction, kind);
+    if down.direction == Direction::Inbound
+        && let Err(flag) = admit::admitted(&arrival, worker).await
+    {
+        // A server that spoke first was connected because nothing spoke against it then.
+        worker.recorder.refused(&closed(down, ahead.as_ref(), Some(flag)));
+        if let Some(server) = &ahead {
+            sys::reset_on_close(server.io.get_ref().tcp());
+        }
+        return sys::reset_on_close(io.get_ref().tcp());
+    }
     let server = match ahead {
         Some(server) => server,
         None => match connect(&arrival, Alpn::Tcp, context).await {
@@ -279,7 +296,7 @@ async fn opaque(io: Prefixed<Stream>, ahead: Option<Server>, arrival: Arrival, k
     let Server { io: upstream, address, picked } = server;
     let principal = picked.as_ref().and_then(|picked| picked.endpoint().expected);
     worker.recorder.tcp_opened(down, principal);
-    let outcome = crate::tcp::carry(io, upstream, &context.pipes, unwelcome(worker, down)).await;
+    let outcome = crate::tcp::carry(io, upstream, &context.pipes, admit::unwelcome(worker, &arrival)).await;
     worker.recorder.connection(&ConnectionRecord {
         downstream: down,
         upstream: Some(address),
@@ -289,22 +306,6 @@ async fn opaque(io: Prefixed<Stream>, ahead: Option<Server>, arrival: Arrival, k
         received: outcome.received,
         sent: outcome.sent,
     });
-}
-
-/// Resolves when the configuration has not taken the connection for as long as a drain may last. An opaque connection can't be told to end.
-async fn unwelcome(worker: &Worker, down: &Downstream) -> Flag {
-    if down.direction == Direction::Outbound {
-        std::future::pending::<()>().await;
-    }
-    let mut watch = worker.drain.clone();
-    let taken = || worker.config.load().takes(down);
-    loop {
-        watch.when(|| !taken()).await;
-        tokio::select! {
-            () = tokio::time::sleep(worker.settings.timeouts.drain) => return Flag::PlaintextRefused,
-            () = watch.when(taken) => {}
-        }
-    }
 }
 
 fn refuse(client: Prefixed<Stream>, error: &ConnectError, down: &Downstream, context: &Context) {

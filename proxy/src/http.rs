@@ -9,6 +9,8 @@
 //! request that breaks the protocol is refused with 400 or 431 and the connection closed; a destination that cannot be reached is
 //! a 503, one that breaks the protocol a 502, each with a flag that the metrics carry too (`reply`).
 
+mod admit;
+mod ask;
 mod body;
 mod cork;
 mod forward;
@@ -20,6 +22,7 @@ mod tally;
 mod tap;
 mod tunnel;
 
+pub(crate) use ask::about_connection as ask_about;
 pub use pool::Pool;
 
 use crate::balance::{Pick, Picked};
@@ -94,12 +97,15 @@ pub(crate) struct Hop {
     /// HTTP/1 only.
     link: Option<Rc<Link>>,
     tunnel: RefCell<Option<(Tunnel, Tally)>>,
+    /// What the app is told of the caller, once a request has asked.
+    client_cert: std::cell::OnceCell<Option<http::header::HeaderValue>>,
 }
 
 impl Hop {
     fn new(worker: Rc<Worker>, arrival: Arrival, wire: Wire, link: Option<Rc<Link>>) -> Rc<Self> {
         let through = upstream::plan(&worker, &arrival.down);
-        Rc::new(Self { worker, arrival, through, wire, link, tunnel: RefCell::default() })
+        let (tunnel, client_cert) = (RefCell::default(), std::cell::OnceCell::new());
+        Rc::new(Self { worker, arrival, through, wire, link, tunnel, client_cert })
     }
 
     fn down(&self) -> &Downstream {

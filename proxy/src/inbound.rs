@@ -1,9 +1,11 @@
 //! What the control plane tells a proxy about its own pod: the workload (labels of metrics) and the declared ports. A
 //! whole value replaces the one before; readers take it at the start of a connection.
 
+use crate::authz::Policy;
 use crate::conn::{Direction, Downstream};
 use crate::settings::{Protocol, Settings};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use weft_api::wire;
 
 /// The labels of the pod's telemetry. An empty one is `unknown` in metrics.
@@ -62,6 +64,8 @@ pub struct Config {
     pub mtls: Mtls,
     /// Ports where that is different.
     pub port_mtls: BTreeMap<u16, Mtls>,
+    /// Who may call.
+    pub policy: Arc<Policy>,
 }
 
 /// Which connections are taken on a port (the modes of PeerAuthentication).
@@ -101,7 +105,8 @@ impl Config {
             ..Workload::default()
         };
         let ports = settings.ports.iter().map(|&(port, protocol)| (port, Port { protocol, service: None })).collect();
-        Self { version: 0, workload, ports, ..Self::default() }
+        let policy = Arc::new(if settings.control.is_some() { Policy::pending() } else { Policy::default() });
+        Self { version: 0, workload, ports, policy, ..Self::default() }
     }
 
     /// Reads a message. An error says which port is wrong; the message is then to be refused as a whole.
@@ -110,6 +115,7 @@ impl Config {
             Mtls::from_wire(number).ok_or_else(|| format!("{field}: mode {number} is not known to this version"))
         };
         let mtls = mode("mtls", inbound.mtls)?;
+        let policy = Arc::new(Policy::from_wire(&inbound));
         let mut port_mtls = BTreeMap::new();
         for of in &inbound.port_mtls {
             let port = u16::try_from(of.port).ok().filter(|port| *port != 0);
@@ -141,7 +147,7 @@ impl Config {
             canonical_revision: workload.canonical_revision,
             cluster: workload.cluster,
         };
-        Ok(Self { version, workload, ports, mtls, port_mtls })
+        Ok(Self { version, workload, ports, mtls, port_mtls, policy })
     }
 
     /// Which connections are taken on a port of the app.

@@ -11,6 +11,7 @@
 //! server and the [`discovery`] client have a thread of their own, so that they never disturb a request.
 
 pub mod admin;
+pub mod authz;
 pub mod balance;
 pub mod conn;
 pub mod connection;

@@ -1,8 +1,10 @@
 //! One completion record per request and per connection, built once when it ends, feeds everything that observes.
 
+mod journal;
 mod recorder;
 mod series;
 
+pub use journal::Decision;
 pub use recorder::{Open, Recorder};
 pub use series::Metrics;
 
@@ -41,6 +43,14 @@ pub enum Flag {
     UpstreamIdentity,
     /// `PTR` (Weft's own): plaintext where only mutual TLS is taken.
     PlaintextRefused,
+    /// `RBAC` (Weft's own): an AuthorizationPolicy refuses.
+    Denied,
+    /// `UAEX`: an external authorizer refuses, or can't be asked.
+    UnauthorizedExternally,
+    /// `JWT` (Weft's own): a token is not valid.
+    Unauthenticated,
+    /// `NC` (Weft's own): the control plane has not said yet who may call.
+    NoConfiguration,
     /// `OM`: the process is short of memory or descriptors.
     Overload,
 }
@@ -62,6 +72,10 @@ impl Flag {
             Self::NoRoute => "NR",
             Self::UpstreamIdentity => "UPI",
             Self::PlaintextRefused => "PTR",
+            Self::Denied => "RBAC",
+            Self::UnauthorizedExternally => "UAEX",
+            Self::Unauthenticated => "JWT",
+            Self::NoConfiguration => "NC",
             Self::Overload => "OM",
         }
     }

@@ -73,6 +73,8 @@ pub(crate) struct Source {
     failed: Cell<bool>,
     /// Frames to send again if the destination refuses the stream unprocessed; `None`: not kept, or too much.
     kept: RefCell<Option<Vec<Bytes>>>,
+    /// Trailers that were read before anybody wanted to send them.
+    trailers: RefCell<Option<http::HeaderMap>>,
 }
 
 impl Source {
@@ -84,7 +86,44 @@ impl Source {
             polled: Cell::new(false),
             failed: Cell::new(false),
             kept: RefCell::new(keep.then(Vec::new)),
+            trailers: RefCell::default(),
         })
+    }
+
+    /// Reads ahead until there are `limit` bytes or the body has ended: the first bytes (at most `limit`), and whether they are all. They
+    /// are sent to the destination all the same. `Err`: the body broke off.
+    ///
+    /// To be called before the body is sent.
+    pub(crate) async fn ahead(&self, limit: usize) -> Result<(Bytes, bool), ()> {
+        let mut frames: Vec<Bytes> = self.kept.take().unwrap_or_default();
+        let mut read: usize = frames.iter().map(Bytes::len).sum();
+        let mut ended = self.trailers.borrow().is_some();
+        while !ended && read <= limit {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx)).await;
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                None => ended = true,
+                Some(Ok(Ok(data))) => {
+                    read += data.len();
+                    self.taken.set(self.taken.get() + data.len() as u64);
+                    frames.push(data);
+                }
+                Some(Ok(Err(other))) => {
+                    *self.trailers.borrow_mut() = other.into_trailers().ok();
+                    ended = true;
+                }
+                Some(Err(_)) => {
+                    self.failed.set(true);
+                    return Err(());
+                }
+            }
+        }
+        let mut bytes = bytes::BytesMut::with_capacity(read.min(limit));
+        for frame in &frames {
+            bytes.extend_from_slice(&frame[..frame.len().min(limit - bytes.len())]);
+        }
+        let whole = ended && read <= limit;
+        *self.kept.borrow_mut() = Some(frames);
+        Ok((bytes.freeze(), whole))
     }
 
     /// Body bytes that came from the client so far.
@@ -139,6 +178,12 @@ impl Upload {
         Self::default()
     }
 
+    /// These bytes.
+    pub(crate) fn fixed(bytes: Bytes) -> Self {
+        let again = if bytes.is_empty() { std::collections::VecDeque::new() } else { [bytes].into() };
+        Self { again, ..Self::default() }
+    }
+
     /// `source` from its beginning: what earlier attempts took comes first.
     pub(crate) fn of(source: &Rc<Source>) -> Self {
         let again = source.kept.borrow().iter().flatten().cloned().collect();
@@ -174,10 +219,16 @@ impl Body for Upload {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         ready!(this.poll_gate(cx))?;
-        let Some(source) = &this.source else { return Poll::Ready(None) };
-        source.polled.set(true);
+        if let Some(source) = &this.source {
+            source.polled.set(true);
+        }
         if let Some(data) = this.again.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let Some(source) = &this.source else { return Poll::Ready(None) };
+        if let Some(trailers) = source.trailers.take() {
+            source.forget();
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(Pin::new(&mut *source.body.borrow_mut()).poll_frame(cx));
         match &frame {
@@ -196,12 +247,16 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.again.is_empty() && self.source.as_ref().is_none_or(|source| source.body.borrow().is_end_stream())
+        self.again.is_empty()
+            && self
+                .source
+                .as_ref()
+                .is_none_or(|source| source.body.borrow().is_end_stream() && source.trailers.borrow().is_none())
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            None => SizeHint::with_exact(0),
+            None => SizeHint::with_exact(self.again.iter().map(|data| data.len() as u64).sum()),
             // The head says what the length is; after a replay the hint would have to be put together.
             Some(_) if !self.again.is_empty() => SizeHint::default(),
             Some(source) => source.body.borrow().size_hint(),

@@ -6,13 +6,15 @@
 //! kind goes over a fresh connection, so that there is no third.
 
 use super::Hop;
+use super::admit::{self, Admitted, Refused};
 use super::body::{Download, Gate, Source, Upload};
 use super::headers::{self, Wire, Wishes};
 use super::pool::{LeasedH1, LeasedH2, Pool};
-use super::reply::Failure;
+use super::reply::{self, Failure};
 use super::screen::Busy;
 use super::tally::Tally;
 use super::tunnel::{self, Tunnel};
+use crate::conn::Direction;
 use crate::telemetry::Flag;
 use crate::upstream::{ENDPOINTS, Plan};
 use bytes::Bytes;
@@ -36,6 +38,16 @@ struct Story {
     source: Option<Rc<Source>>,
     tally: Tally,
     busy: Option<Busy>,
+    /// What an external authorizer adds to the response.
+    extra: Admitted,
+}
+
+impl Story {
+    fn adorn(&mut self, headers: &mut http::HeaderMap) {
+        if let Some(extra) = self.extra.take() {
+            headers.extend(*extra);
+        }
+    }
 }
 
 /// Serves one request of the connection `hop`.
@@ -54,6 +66,7 @@ pub(crate) async fn handle(
         source: None,
         tally,
         busy,
+        extra: None,
     };
     let down = hop.down();
     match headers::prepare_request(&mut head, hop.wire, hop.wire, down.direction, down.original.0) {
@@ -68,6 +81,12 @@ pub(crate) async fn handle(
         let source = Source::new(body, hop.wire == Wire::H2);
         story.tally.uploads(&source);
         story.source = Some(source);
+    }
+    if down.direction == Direction::Inbound {
+        match admit::admit(&mut head, &hop, story.source.as_ref()).await {
+            Ok(extra) => story.extra = extra,
+            Err(refused) => return Ok(refuse(story, *refused)),
+        }
     }
     let plan = match aim(&hop, &mut story, None) {
         Ok(plan) => plan,
@@ -106,6 +125,37 @@ fn own(mut story: Story, failure: &Failure) -> Response<Download> {
     story.tally.answered(code, &head.headers, Some(failure.flag));
     let body = if story.head_only { Bytes::new() } else { body };
     Response::from_parts(head, Download::own(body, Some(story.tally), story.busy))
+}
+
+/// The response to a request that may not go on.
+fn refuse(mut story: Story, refused: Refused) -> Response<Download> {
+    let mut response = Response::new(());
+    let grpc_status = refused.grpc_status();
+    *response.headers_mut() = refused.headers;
+    let (status, text) = if story.wishes.grpc {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(grpc_status));
+        if let Ok(message) = HeaderValue::from_str(&reply::percent(&refused.body)) {
+            headers.insert("grpc-message", message);
+        }
+        (StatusCode::OK, Bytes::new())
+    } else {
+        let headers = response.headers_mut();
+        if !refused.body.is_empty() {
+            headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        }
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(refused.body.len()));
+        (refused.status, refused.body)
+    };
+    *response.status_mut() = status;
+    if story.wishes.opaque_after || story.connect {
+        // The bytes after this request were not looked at as HTTP.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    story.tally.answered(status.as_u16(), response.headers(), Some(refused.flag));
+    let body = if story.head_only { Bytes::new() } else { text };
+    response.map(|()| Download::own(body, Some(story.tally), story.busy))
 }
 
 async fn over_h1(head: http::request::Parts, hop: Rc<Hop>, mut story: Story, mut plan: Plan) -> Response<Download> {
@@ -226,6 +276,7 @@ fn answer_h1(
     if switches && (tunnel.is_none() || story.connect == (head.status == StatusCode::SWITCHING_PROTOCOLS)) {
         return own(story, &Failure::malformed(headers::Malformed::Upgrade));
     }
+    story.adorn(&mut head.headers);
     story.tally.answered(head.status.as_u16(), &head.headers, None);
     if let Some(tunnel) = tunnel.filter(|_| switches) {
         hop.become_tunnel(tunnel, story.tally);
@@ -314,6 +365,7 @@ fn answer_h2(
     if let Err(malformed) = headers::prepare_response(&mut head, Wire::H2, hop.wire, story.client) {
         return own(story, &Failure::malformed(malformed));
     }
+    story.adorn(&mut head.headers);
     story.tally.answered(head.status.as_u16(), &head.headers, None);
     if let (Some(client), Some(server)) = (client, server) {
         tunnel::spawn_h2(client, server, lease, story.tally, hop.worker.drain.guard());

@@ -107,18 +107,22 @@ impl Failure {
         (response, body, None)
     }
 
-    /// The text in the percent-encoding that gRPC prescribes for `grpc-message`.
     fn grpc_message(&self) -> String {
-        let mut out = String::with_capacity(self.text.len() + 16);
-        for byte in format!("weft: {} [{}]", self.text, self.flag.as_str()).bytes() {
-            if (b' '..=b'~').contains(&byte) && byte != b'%' {
-                out.push(byte as char);
-            } else {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-        out
+        percent(format!("weft: {} [{}]", self.text, self.flag.as_str()).as_bytes())
     }
+}
+
+/// A text in the percent-encoding that gRPC prescribes for `grpc-message`.
+pub(super) fn percent(text: &[u8]) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text {
+        if (b' '..=b'~').contains(byte) && *byte != b'%' {
+            out.push(char::from(*byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
 }
 
 #[cfg(test)]

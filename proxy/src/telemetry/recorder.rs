@@ -1,6 +1,7 @@
 //! A worker's part of the telemetry: takes records, updates series. It keeps the handles of the combinations that it has met,
 //! so that a record costs a look-up in a small map of its own and no lock.
 
+use super::journal::Series;
 use super::series::{Metrics, RequestSeries, TcpSeries};
 use super::{ConnectionRecord, Detected, Flag, RequestProtocol, RequestRecord};
 use crate::conn::{Direction, Downstream};
@@ -46,6 +47,7 @@ pub struct Recorder {
     open: [Gauge; 2],
     report: Collector,
     identities: Rc<Identities>,
+    policies: RefCell<Series>,
 }
 
 impl Default for Recorder {
@@ -72,6 +74,7 @@ impl Recorder {
             .map(|d| metrics.open.get_or_create_owned(&vec![("direction", d.as_str().to_owned())]));
         Self {
             generation: Cell::new(metrics.generation()),
+            policies: RefCell::default(),
             metrics,
             requests: RefCell::default(),
             tcp: RefCell::default(),
@@ -90,6 +93,14 @@ impl Recorder {
     /// What is gathered for the control plane.
     pub fn report(&self) -> &Collector {
         &self.report
+    }
+
+    pub(super) fn policies(&self) -> &RefCell<Series> {
+        &self.policies
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// A connection is open until the value is dropped.

@@ -108,6 +108,7 @@ pub struct Metrics {
     handshakes: Family<Labels, Counter>,
     pub(super) plaintext_refused: Counter,
     pub(super) unresolved: Counter,
+    authz: Family<Labels, Counter>,
     certificates: Family<Labels, Counter>,
     certificate_expiry: Gauge,
     /// Our own identity, as the certificate says.
@@ -147,6 +148,7 @@ impl Metrics {
             handshakes: Family::default(),
             plaintext_refused: Counter::default(),
             unresolved: Counter::default(),
+            authz: Family::default(),
             certificates: Family::default(),
             certificate_expiry: Gauge::default(),
             principal: ArcSwap::default(),
@@ -166,6 +168,8 @@ impl Metrics {
         istio.register("tcp_connections_closed", "Opaque connections closed", metrics.tcp_closed.clone());
         istio.register("tcp_received_bytes", "Bytes from clients of opaque connections", metrics.tcp_received.clone());
         istio.register("tcp_sent_bytes", "Bytes to clients of opaque connections", metrics.tcp_sent.clone());
+        let weft = registry.sub_registry_with_prefix("weft");
+        weft.register("authz", "Decisions of policies about requests and connections", metrics.authz.clone());
         let own = registry.sub_registry_with_prefix("weft_proxy");
         own.register("connections", "Connections by what they turned out to speak", metrics.connections.clone());
         own.register("connections_open", "Connections that are open now", metrics.open.clone());
@@ -195,6 +199,12 @@ impl Metrics {
         metrics.dns.register(&mut registry);
         metrics.registry = registry;
         metrics
+    }
+
+    /// The series of a policy's decisions; an empty name: that no policy matched was the reason.
+    pub(super) fn authz(&self, action: &str, policy: &str, result: &str) -> Counter {
+        let labels = [("action", action), ("policy", policy), ("result", result)];
+        self.authz.get_or_create_owned(&labels.map(|(name, value)| (name, value.to_owned())).into())
     }
 
     pub(super) fn handshake(&self, direction: Direction, result: &'static str, reason: &'static str) {
