@@ -115,9 +115,10 @@ impl Policy {
                 tracing::error!(policy = &*policy.name, "a policy can't be understood, it lets nothing pass: {why}");
             }
         }
-        let identity = inbound.trust_domains.first().zip(inbound.workload.as_ref()).map(|(domain, workload)| {
-            names::spiffe_id(domain, &workload.namespace, &workload.service_account).into_boxed_str()
-        });
+        let identity =
+            inbound.trust_domains.first().zip(inbound.workload.as_ref()).map(|(domain, workload)| {
+                names::spiffe_id(domain, &workload.namespace, &workload.service_account).into_boxed_str()
+            });
         // A number of the future means one of the stricter kinds.
         let paths = wire::PathNormalization::try_from(inbound.path_normalization)
             .map_or(Normalization::DecodeAndMergeSlashes, Normalization::from);
@@ -204,7 +205,8 @@ mod tests {
 
     #[test]
     fn only_trusted_hops_are_believed() {
-        let inbound = wire::Inbound { trusted_hops: vec!["10.0.0.0/8".into(), "fd00::1".into(), "x".into()], ..Default::default() };
+        let inbound =
+            wire::Inbound { trusted_hops: vec!["10.0.0.0/8".into(), "fd00::1".into(), "x".into()], ..Default::default() };
         let policy = Policy::from_wire(&inbound);
         let remote = |peer: &str, values: &[&str]| {
             let values = values.iter().rev().map(|value| value.as_bytes());

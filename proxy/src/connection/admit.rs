@@ -22,14 +22,7 @@ pub(super) async fn admitted(arrival: &Arrival, worker: &Rc<Worker>) -> Result<(
         ));
         return Err(Flag::NoConfiguration);
     }
-    let decision = Decision {
-        policy: &policy,
-        arrival,
-        outcome: None,
-        refused_by_authorizer: None,
-        token: None,
-        http: None,
-    };
+    let decision = Decision { policy: &policy, arrival, outcome: None, refused_by_authorizer: None, token: None, http: None };
     let Some(mut outcome) = policy.judge(arrival) else {
         worker.recorder.decided(&decision);
         return Ok(());

@@ -56,9 +56,10 @@ impl Refused {
             StatusCode::BAD_REQUEST => GRPC_INTERNAL,
             StatusCode::UNAUTHORIZED => GRPC_UNAUTHENTICATED,
             StatusCode::FORBIDDEN => GRPC_PERMISSION_DENIED,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                GRPC_UNAVAILABLE
-            }
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => GRPC_UNAVAILABLE,
             _ => GRPC_UNKNOWN,
         }
     }
@@ -223,7 +224,9 @@ fn authenticate(head: &mut Parts, policy: &Policy, hop: &Hop) -> Result<Option<C
                 head.headers.remove(name);
             }
             for field in output {
-                if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(field.header.as_bytes()), HeaderValue::from_str(&field.value)) {
+                if let (Ok(name), Ok(value)) =
+                    (HeaderName::from_bytes(field.header.as_bytes()), HeaderValue::from_str(&field.value))
+                {
                     head.headers.insert(name, value);
                 }
             }
@@ -232,7 +235,8 @@ fn authenticate(head: &mut Parts, policy: &Policy, hop: &Hop) -> Result<Option<C
         Err(why) => {
             let status = StatusCode::from_u16(why.status()).unwrap_or(StatusCode::UNAUTHORIZED);
             let mut refused = Refused::new(status, Flag::Unauthenticated, why.to_string());
-            let uri = format!("http://{}{}", String::from_utf8_lossy(host(head)), head.uri.path_and_query().map_or("", |p| p.as_str()));
+            let uri =
+                format!("http://{}{}", String::from_utf8_lossy(host(head)), head.uri.path_and_query().map_or("", |p| p.as_str()));
             if let Ok(value) = HeaderValue::from_str(&jwt::challenge(&uri)) {
                 refused.headers.insert(header::WWW_AUTHENTICATE, value);
             }

@@ -58,7 +58,10 @@ impl Decision<'_> {
             return Some(Refusal { policy: "", reason: why.to_string() });
         }
         if let Some(id) = self.refused_by_authorizer {
-            return Some(Refusal { policy: self.policy.name(id), reason: "its external authorizer refused, or can't be asked".into() });
+            return Some(Refusal {
+                policy: self.policy.name(id),
+                reason: "its external authorizer refused, or can't be asked".into(),
+            });
         }
         match self.outcome?.verdict {
             Verdict::Deny(denied) => {
@@ -129,7 +132,8 @@ impl Recorder {
     fn count(&self, policy: &weft_policy::authz::Policy, part: Part) {
         let mut series = self.policies().borrow_mut();
         let all = &mut series.0;
-        let known = all.get(&policy.name).is_some_and(|(action, dry_run, _)| (*action, *dry_run) == (policy.action, policy.dry_run));
+        let known =
+            all.get(&policy.name).is_some_and(|(action, dry_run, _)| (*action, *dry_run) == (policy.action, policy.dry_run));
         if !known {
             if all.len() >= 4 * POLICIES {
                 all.clear();

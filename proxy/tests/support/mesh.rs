@@ -175,7 +175,9 @@ impl Discovery for Service {
                     let kinds: Vec<_> = {
                         let state = lock(&service.state);
                         let trust = Some(wire::control_message::Kind::Trust(state.trust.clone()));
-                        let inbound = state.inbound.get(&hello.pod).cloned().map(wire::control_message::Kind::Inbound);
+                        // As the real one does: without it a proxy lets nobody in.
+                        let inbound = state.inbound.get(&hello.pod).cloned().unwrap_or_default();
+                        let inbound = Some(wire::control_message::Kind::Inbound(inbound));
                         let known = watched.iter().map(|address| {
                             let unknown = wire::Destination { address: address.clone(), ..Default::default() };
                             let known = state.destinations.get(address).cloned().unwrap_or(unknown);

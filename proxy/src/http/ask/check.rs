@@ -190,7 +190,8 @@ impl HeaderOption {
 }
 
 fn peer(address: SocketAddr, principal: Option<&str>) -> Peer {
-    let socket_address = Some(SocketAddress { address: address.ip().to_canonical().to_string(), port_value: address.port().into() });
+    let socket_address =
+        Some(SocketAddress { address: address.ip().to_canonical().to_string(), port_value: address.port().into() });
     Peer { address: Some(Address { socket_address }), principal: principal.unwrap_or_default().into() }
 }
 
@@ -305,7 +306,8 @@ fn answer(response: CheckResponse) -> Answer {
         return Answer::Allowed(Box::new(changes));
     }
     let denied = response.denied.unwrap_or_default();
-    let status = denied.status.and_then(|status| u16::try_from(status.code).ok()).and_then(|code| StatusCode::from_u16(code).ok());
+    let status =
+        denied.status.and_then(|status| u16::try_from(status.code).ok()).and_then(|code| StatusCode::from_u16(code).ok());
     let mut refused = Refused::new(status.unwrap_or(StatusCode::FORBIDDEN), Flag::UnauthorizedExternally, denied.body);
     for (name, value, append) in denied.headers.iter().filter_map(HeaderOption::field) {
         if append {

@@ -55,7 +55,8 @@ pub(super) async fn ask(
     let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|error| format!("its answer broke off: {error}"))?;
     let body = body.to_bytes();
     Lease::from(lease).give_back();
-    let fields = || answer.headers.iter().filter(|(name, _)| !is_framing(name)).map(|(name, value)| (name.clone(), value.clone()));
+    let fields =
+        || answer.headers.iter().filter(|(name, _)| !is_framing(name)).map(|(name, value)| (name.clone(), value.clone()));
     if answer.status == StatusCode::OK {
         let mut changes = Changes::default();
         for (name, value) in fields() {
