@@ -64,11 +64,11 @@ impl Gate {
                 settings.timeouts.detect = Duration::from_millis(200);
                 let worker = Rc::new(Worker {
                     settings: Arc::new(settings),
-                    recorder: Recorder::new(counted),
+                    recorder: Recorder::new(counted, Rc::default()),
                     pool: Pool::new(),
                     drain: watch,
                     config: shared,
-                    routes: Routes::new(Arc::new(Directory::closed())),
+                    routes: Routes::new(Arc::new(Directory::closed()), Rc::default()),
                     identity: None,
                 });
                 let context = Rc::new(Context { worker: Rc::clone(&worker), pipes: Pipes::default(), clients: Cell::new(0) });
