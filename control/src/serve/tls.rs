@@ -2,6 +2,8 @@
 //!
 //! - A peer that does not finish its handshake or its request head in time is dropped; one connection's failure is never
 //!   another's. When descriptors run out, accepting pauses.
+//! - One address may have so many connections open ([`PER_ADDRESS`], or half of the descriptors that we may have); more are closed at
+//!   once, so that a client that goes wild leaves room for all others.
 //! - Shutdown: no more connections are accepted, idle ones are closed, calls under way are finished, up to a limit.
 
 use axum::Router;
@@ -9,7 +11,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +29,8 @@ const HEAD: Duration = Duration::from_secs(120);
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// Streams that one HTTP/2 connection may have open.
 const STREAMS: u32 = 256;
+/// Connections that one address may have open. A gateway in front of many proxies needs one for each of them.
+const PER_ADDRESS: usize = 2000;
 /// Pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,6 +48,7 @@ pub async fn serve(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let graceful = Arc::new(std::sync::Mutex::new(Some(GracefulShutdown::new())));
+    let open = Arc::new(Open::new(descriptors().map_or(PER_ADDRESS, |limit| (limit / 2).clamp(1, PER_ADDRESS))));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -50,8 +56,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(place) = open.clone().place(peer.ip()) else {
+                    debug!(%peer, "too many connections are open from this address; closing this one");
+                    continue;
+                };
                 let (acceptor, router, graceful) = (acceptor.clone(), router.clone(), graceful.clone());
-                tokio::spawn(async move { connection(stream, peer, acceptor, router, graceful).await });
+                tokio::spawn(async move {
+                    let _place = place;
+                    connection(stream, peer, acceptor, router, graceful).await;
+                });
             }
             Err(error) if connection_error(&error) => debug!(%error, "a connection ended before it was accepted"),
             Err(error) => {
@@ -67,6 +80,56 @@ pub async fn serve(
     {
         warn!("calls were still under way after {} s; they are cut off", grace.as_secs());
     }
+}
+
+/// Open connections by address.
+struct Open {
+    most: usize,
+    counts: std::sync::Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Open {
+    fn new(most: usize) -> Self {
+        Self { most, counts: std::sync::Mutex::default() }
+    }
+
+    /// A place for a connection, given back when it is dropped; `None`: the address has its share.
+    fn place(self: Arc<Self>, address: IpAddr) -> Option<Place> {
+        let address = address.to_canonical();
+        {
+            let mut counts = self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let count = counts.entry(address).or_default();
+            if *count >= self.most {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Place { open: self, address })
+    }
+}
+
+struct Place {
+    open: Arc<Open>,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.open.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// How many file descriptors this process may have open; `None`: as many as it likes, or unknown.
+fn descriptors() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 fn connection_error(error: &std::io::Error) -> bool {
@@ -106,5 +169,23 @@ async fn connection(
     };
     if let Err(error) = watched.await {
         debug!(%peer, %error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_share_and_no_more() {
+        let open = Arc::new(Open::new(2));
+        let (one, other): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let places = [open.clone().place(one).unwrap(), open.clone().place("::ffff:10.0.0.1".parse().unwrap()).unwrap()];
+        assert!(open.clone().place(one).is_none());
+        assert!(open.clone().place(other).is_some());
+        drop(places);
+        assert!(open.clone().place(one).is_some());
+        assert!(open.counts.lock().unwrap().is_empty());
+        assert!(descriptors().is_none_or(|limit| limit > 0));
     }
 }

@@ -10,4 +10,5 @@ mod identity;
 mod keepers;
 mod lookup;
 mod process;
+mod rotation;
 mod source;
