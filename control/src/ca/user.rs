@@ -201,8 +201,31 @@ fn check_issuing<'a>(
     {
         return refused(key, format!("its key is RSA of {} bits; at least 2048 are needed", rsa.key_size()));
     }
+    check_subject(&parsed, key)?;
     check_validity(&parsed, key, now)?;
     Ok(parsed)
+}
+
+/// A leaf must name its issuer byte by byte; the library that writes it knows each attribute once.
+fn check_subject(parsed: &X509Certificate<'_>, key: &'static str) -> Result<(), Refused> {
+    let mut seen = std::collections::HashSet::new();
+    for part in parsed.subject().iter_rdn() {
+        let attributes: Vec<_> = part.iter().map(|attribute| attribute.attr_type().to_id_string()).collect();
+        if attributes.len() > 1 || attributes.iter().any(|attribute| !seen.insert(attribute.clone())) {
+            return refused(
+                key,
+                format!(
+                    "its subject {:?} has an attribute more than once, which is not supported; issue the authority with a subject such as \
+                     `O=Example, CN=Weft CA`",
+                    parsed.subject().to_string()
+                ),
+            );
+        }
+    }
+    if seen.is_empty() {
+        return refused(key, "its subject is empty; verifiers find an issuer by its name");
+    }
+    Ok(())
 }
 
 fn check_root(certificate: &CertificateDer<'_>, key: &'static str, now: SystemTime) -> Result<(), Refused> {

@@ -118,6 +118,13 @@ fn keys_as_tools_write_them() {
 }
 
 #[test]
+fn a_subject_with_an_attribute_twice_is_refused_by_name() {
+    let (certificate, key) = (include_str!("tests/twice.crt"), include_str!("tests/twice.key"));
+    let reason = reason(&data(&[("tls.crt", certificate), ("tls.key", key), ("ca.crt", certificate)]));
+    assert!(reason.starts_with("key tls.crt: its subject") && reason.contains("DC=com, DC=example"), "{reason}");
+}
+
+#[test]
 fn what_is_refused_names_the_key() {
     let (one, other) = (root("Root"), root("Other"));
     let middle = below(&one, "Middle", plain);
