@@ -137,6 +137,14 @@ fn check(values: &Value) -> anyhow::Result<()> {
         anyhow::ensure!(allowed.contains(&text), "{key}: {text:?} is not one of {}", words.join(", "));
         Ok(())
     };
+    let identity = &values["identity"];
+    for (key, least, most) in [("certificateLifeSeconds", 600, 90 * 86_400), ("rotationDelaySeconds", 0, 86_400)] {
+        let given = identity[key].as_u64().unwrap_or_default();
+        anyhow::ensure!((least..=most).contains(&given), "identity.{key}: {} is not between {least} and {most}", identity[key]);
+    }
+    let secret = identity["caSecret"].as_str().unwrap_or_default();
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    anyhow::ensure!(secret.chars().all(allowed), "identity.caSecret: {secret:?} is not the name of a Secret");
     one_of("image.pullPolicy", &values["image"]["pullPolicy"], &["Always", "IfNotPresent", "Never"])?;
     one_of("webhook.failurePolicy", &values["webhook"]["failurePolicy"], &["", "Fail", "Ignore"])?;
     one_of("control.logFormat", &values["control"]["logFormat"], &["text", "json"])?;
@@ -375,6 +383,32 @@ mod tests {
         let default =
             weft_webhook::Settings { image_pull_policy: settings.image_pull_policy, ..weft_webhook::Settings::default() };
         assert_eq!(settings, default);
+    }
+
+    #[test]
+    fn your_own_authority_is_named_in_the_flag_and_the_role() {
+        let secrets = |set: &[&str]| {
+            let all = documents(&manifest(&args(set)).unwrap());
+            let role = find(&all, "Role");
+            let read_only =
+                |rule: &&Value| rule["resources"] == json!(["secrets"]) && rule["verbs"] == json!(["get", "list", "watch"]);
+            let names = role["rules"].as_array().unwrap().iter().find(read_only).unwrap()["resourceNames"].clone();
+            let arguments = &find(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"];
+            let arguments: Vec<String> = serde_json::from_value(arguments.clone()).unwrap();
+            (
+                names,
+                arguments.into_iter().filter(|a| a.contains("ca-secret") || a.contains("life") || a.contains("delay")).collect(),
+            )
+        };
+        let (names, arguments): (Value, Vec<String>) = secrets(&[]);
+        assert_eq!((names, arguments), (json!(["cacerts"]), vec!["--leaf-life=86400".into(), "--rotation-delay=300".into()]));
+        let (names, arguments) = secrets(&["identity.caSecret=mesh-ca", "identity.certificateLifeSeconds=3600"]);
+        assert_eq!(names, json!(["mesh-ca"]));
+        assert_eq!(arguments, ["--ca-secret=mesh-ca", "--leaf-life=3600", "--rotation-delay=300"]);
+        let error = manifest(&args(&["identity.certificateLifeSeconds=60"])).unwrap_err().to_string();
+        assert!(error.contains("identity.certificateLifeSeconds"), "{error}");
+        let error = manifest(&args(&["identity.caSecret=Mesh/CA"])).unwrap_err().to_string();
+        assert!(error.contains("identity.caSecret"), "{error}");
     }
 
     #[test]
