@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use weft_webhook::review::{Decided, Outcome};
 use weft_webhook::server::{Injector, LIMIT, Metrics, Observer, router};
+use weft_webhook::validate;
 use weft_webhook::{BoxFuture, ClusterFacts, LookupError, NamespaceFacts, Namespaces, Reason, Settings};
 
 /// Knows `on` (asks for injection) and `off`; can't read `unreadable`; panics at `panic`.
@@ -55,9 +56,13 @@ async fn start() -> (std::net::SocketAddr, Seen, Arc<prometheus_client::registry
 }
 
 async fn post(addr: std::net::SocketAddr, content: &str, body: &[u8]) -> (u16, String) {
+    post_to(addr, "/inject", content, body).await
+}
+
+async fn post_to(addr: std::net::SocketAddr, path: &str, content: &str, body: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let head = format!(
-        "POST /inject?timeout=5s HTTP/1.1\r\nhost: x\r\ncontent-type: {content}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "POST {path}?timeout=5s HTTP/1.1\r\nhost: x\r\ncontent-type: {content}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -181,5 +186,73 @@ async fn many_at_once() {
         .collect();
     for (i, one) in all.into_iter().enumerate() {
         assert_eq!(one.await.unwrap()["response"]["patch"].is_string(), i % 2 == 0);
+    }
+}
+
+async fn start_validator() -> (std::net::SocketAddr, prometheus_client::registry::Registry) {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = validate::server::Metrics::register(&mut registry);
+    let validator = validate::server::Validator { around: Box::new(validate::Nothing), metrics };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, validate::server::router(Arc::new(validator))).await });
+    (addr, registry)
+}
+
+fn policy(kind: &str, operation: &str, spec: Value) -> Value {
+    let object = json!({"apiVersion": "security.istio.io/v1beta1", "kind": kind, "metadata": {"name": "p"}, "spec": spec});
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u-1", "operation": operation, "namespace": "shop", "name": "p", "object": object}})
+}
+
+#[tokio::test]
+async fn policies_are_validated() {
+    let (addr, registry) = start_validator().await;
+    let ask = async |review: &Value| -> Value {
+        let (code, body) = post_to(addr, "/validate", "application/json", review.to_string().as_bytes()).await;
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()["response"].clone()
+    };
+    let allowed = json!({"uid": "u-1", "allowed": true});
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    assert_eq!(ask(&policy("PeerAuthentication", "CREATE", strict)).await, allowed);
+    let bad = json!({"mtls": {"mode": "on"}, "x": 1});
+    let refused = ask(&policy("PeerAuthentication", "UPDATE", bad.clone())).await;
+    let status = &refused["status"];
+    assert_eq!((&refused["allowed"], &status["code"], &status["reason"]), (&json!(false), &json!(400), &json!("BadRequest")));
+    assert!(status["message"].as_str().unwrap().starts_with("2 mistakes:\n- spec.x: unknown field"), "{status}");
+    assert_eq!(status["details"]["causes"][1]["field"], "spec.mtls.mode");
+    let warned = ask(&policy("AuthorizationPolicy", "CREATE", json!({}))).await;
+    assert!(warned["warnings"][0].as_str().unwrap().starts_with("weft: spec.rules: ALLOW without rules"), "{warned}");
+
+    // What is going away, and what is not ours, passes whatever it is.
+    assert_eq!(ask(&policy("PeerAuthentication", "DELETE", bad.clone())).await, allowed);
+    assert_eq!(ask(&policy("Pod", "CREATE", bad.clone())).await, allowed);
+    let mut going = policy("PeerAuthentication", "UPDATE", bad.clone());
+    going["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(ask(&going).await, allowed);
+    let mut status = policy("PeerAuthentication", "UPDATE", bad);
+    status["request"]["subResource"] = json!("status");
+    assert_eq!(ask(&status).await, allowed);
+
+    for (content, body, code, words) in [
+        ("application/json", "", 400, "empty"),
+        ("text/plain", "{}", 415, "text/plain"),
+        ("application/json", "{", 400, "line 1"),
+        ("application/json", "{}", 400, "AdmissionReview"),
+    ] {
+        let (got, text) = post_to(addr, "/validate", content, body.as_bytes()).await;
+        assert!(got == code && text.contains(words) && text.contains("\"kind\":\"Status\""), "{got} {text}");
+    }
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        r#"weft_validation_total{kind="PeerAuthentication",result="accept"} 2"#,
+        r#"weft_validation_total{kind="PeerAuthentication",result="refuse"} 1"#,
+        r#"weft_validation_total{kind="AuthorizationPolicy",result="warn"} 1"#,
+        r#"weft_validation_total{kind="other",result="accept"} 3"#,
+        r#"weft_validation_total{kind="other",result="error"} 4"#,
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
     }
 }

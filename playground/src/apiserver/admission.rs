@@ -173,7 +173,9 @@ pub async fn mutate(core: &Core, request: &Request, call: &Call<'_>, mut object:
             }
             let mut said = Vec::new();
             let result = one(core, request, hook, call, &object, true, &mut said).await;
-            said.into_iter().for_each(|warning| request.warn(warning));
+            for warning in said {
+                request.warn(warning);
+            }
             if let Some(new) = result? {
                 object = new;
             }
@@ -213,7 +215,9 @@ pub async fn validate(core: &Core, request: &Request, call: &Call<'_>, object: &
             refused.get_or_insert(status);
         }
     }
-    warnings.into_iter().flatten().for_each(|warning| request.warn(warning));
+    for warning in warnings.into_iter().flatten() {
+        request.warn(warning);
+    }
     refused.map_or(Ok(()), Err)
 }
 

@@ -34,7 +34,9 @@ fn refused(title: String, path: String, message: String) -> Checked {
 fn object_or_list(object: &Value, all: &mut Vec<Checked>) {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
     if let Some(items) = object.get("items").and_then(Value::as_array).filter(|_| text("kind").ends_with("List")) {
-        items.iter().for_each(|item| object_or_list(item, all));
+        for item in items {
+            object_or_list(item, all);
+        }
     } else if let Some(kind) = Kind::of(object) {
         all.push(Checked { title: report::title(kind, object), verdict: validate(kind, object, &Nothing) });
     } else if text("apiVersion").split('/').next() == Some(security::GROUP) {

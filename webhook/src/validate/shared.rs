@@ -94,7 +94,7 @@ pub(super) fn selector(found: &mut Findings, at: &At<'_>, spec: &Map<String, Val
     }
     at_most(found, &at, labels.map_or(0, Map::len), 4096);
     if labels.is_none_or(Map::is_empty) {
-        found.warn(&at, "a selector without labels selects every pod of the namespace, as if there were none");
+        found.warn(at, "a selector without labels selects every pod of the namespace, as if there were none");
     }
     labels.is_some_and(|l| !l.is_empty())
 }

@@ -123,6 +123,9 @@ fn is_literal(segment: &str) -> bool {
 
 fn path(value: &str) -> Result<(), String> {
     let template = is_template(value);
+    if template && !value.starts_with('/') {
+        return Err(format!("{} is not a path template: it must begin with \"/\"", quoted(value)));
+    }
     let mut ended = false;
     for segment in value.trim_matches('/').split('/') {
         if segment == ONE || segment == ANY {

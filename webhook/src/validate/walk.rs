@@ -106,7 +106,7 @@ pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
 
 /// The members of an object whose fields are `known`; errors for what is none, or has others.
 pub(super) fn members<'v>(found: &mut Findings, at: &At<'_>, value: &'v Value, known: &[&str]) -> Option<&'v Map<String, Value>> {
-    let Some(members) = object(found, at, value) else { return None };
+    let members = object(found, at, value)?;
     for name in members.keys().filter(|n| !known.contains(&n.as_str())) {
         let hint = match nearest(name, known) {
             Some(near) => format!("did you mean {near}?"),

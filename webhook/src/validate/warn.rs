@@ -9,6 +9,7 @@ use weft_api::istio::security::{
     Action, AuthorizationPolicy, MtlsMode, Operation, PeerAuthentication, RequestAuthentication, Rule, Source,
 };
 use weft_api::istio::{Metadata, PolicyTargetReference, WorkloadSelector};
+use weft_api::names;
 
 type Labels = BTreeMap<String, String>;
 
@@ -336,7 +337,9 @@ fn principals(found: &mut Findings, at: &str, values: &[String], action: Action,
             continue;
         }
         if let [domain, "ns", namespace, rest @ ..] = &parts[..] {
-            if !domains.is_empty() && !domain.contains('*') && !domains.iter().any(|d| d == domain) {
+            // `cluster.local` stands for this mesh, whatever its trust domain is called.
+            let ours = *domain == names::TRUST_DOMAIN || domains.iter().any(|d| d == domain);
+            if !domains.is_empty() && !domain.contains('*') && !ours {
                 found.warn(
                     &at,
                     format!("{} is not the trust domain of this mesh, which is {}", quoted(&shorten(domain)), domains[0]),
@@ -408,7 +411,7 @@ fn has_port(host: &str) -> bool {
 
 /// Why a path will not match what it looks like.
 fn odd_path(path: &str) -> Option<&'static str> {
-    if !path.starts_with(['/', '*', '{']) {
+    if !path.starts_with(['/', '*']) {
         return Some("can never match: paths begin with \"/\"");
     }
     if is_template(path) {
