@@ -231,6 +231,12 @@ async fn policies_are_validated() {
     let mut going = policy("PeerAuthentication", "UPDATE", bad.clone());
     going["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert_eq!(ask(&going).await, allowed);
+    // What was bad before and is not touched is only told.
+    let mut labelled = policy("PeerAuthentication", "UPDATE", bad.clone());
+    labelled["request"]["oldObject"] = json!({"spec": bad.clone()});
+    let told = ask(&labelled).await;
+    assert_eq!(told["allowed"], true);
+    assert!(told["warnings"][0].as_str().unwrap().starts_with("weft: spec.x: not valid, was so before: unknown"), "{told}");
     let mut status = policy("PeerAuthentication", "UPDATE", bad);
     status["request"]["subResource"] = json!("status");
     assert_eq!(ask(&status).await, allowed);
@@ -250,6 +256,7 @@ async fn policies_are_validated() {
         r#"weft_validation_total{kind="PeerAuthentication",result="accept"} 2"#,
         r#"weft_validation_total{kind="PeerAuthentication",result="refuse"} 1"#,
         r#"weft_validation_total{kind="AuthorizationPolicy",result="warn"} 1"#,
+        r#"weft_validation_total{kind="PeerAuthentication",result="warn"} 1"#,
         r#"weft_validation_total{kind="other",result="accept"} 3"#,
         r#"weft_validation_total{kind="other",result="error"} 4"#,
     ] {

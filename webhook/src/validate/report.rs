@@ -12,7 +12,8 @@ pub fn refusal(errors: &[Problem]) -> String {
         [] => String::new(),
         [one] => one.to_string(),
         many => {
-            let mut text = format!("{} mistakes:", many.len());
+            let least = if many.len() >= super::walk::MOST_ERRORS { "at least " } else { "" };
+            let mut text = format!("{least}{} mistakes:", many.len());
             for error in many.iter().take(MOST) {
                 text.push_str(&format!("\n- {error}"));
             }

@@ -1,9 +1,10 @@
 //! Validation at admission: from the request of a review to its response.
 //!
 //! What is not ours passes: the configuration of the webhook decides what is asked, and refusing what we don't know would make
-//! a slip in it an outage. A deletion passes too, or a bad object could never be removed.
+//! a slip in it an outage. A deletion passes too, or a bad object could never be removed; and a change that leaves the spec as it was
+//! gets its mistakes as warnings.
 
-use super::{Kind, Surroundings, Verdict, report, validate};
+use super::{Kind, Problem, Surroundings, Verdict, report, validate};
 use crate::review::header;
 use serde_json::{Value, json};
 
@@ -18,6 +19,16 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// Nothing will be written: the request is a dry run.
     pub dry_run: bool,
+}
+
+/// Whether nothing changes that is judged. Who labels an object, or takes a finalizer from it, is not the one to mend a spec that
+/// got in before it was validated.
+fn same(old: &Value, new: &Value) -> bool {
+    let judged = |object: &Value| {
+        let spec = object.get("spec").filter(|s| !s.is_null()).cloned().unwrap_or_else(|| json!({}));
+        (spec, object.pointer("/metadata/annotations").cloned().unwrap_or_else(|| json!({})))
+    };
+    judged(old) == judged(new)
 }
 
 /// Answers the `request` of an AdmissionReview.
@@ -46,7 +57,13 @@ pub fn answer(request: &Value, around: &dyn Surroundings) -> (Value, Outcome) {
         metadata.insert("namespace".into(), json!(text("namespace")));
     }
     let title = report::title(kind, &object);
-    let verdict = validate(kind, &object, around);
+    let mut verdict = validate(kind, &object, around);
+    if !verdict.is_valid() && text("operation") == "UPDATE" && request.get("oldObject").is_some_and(|old| same(old, &object)) {
+        let mistakes = std::mem::take(&mut verdict.errors).into_iter();
+        verdict.warnings =
+            mistakes.map(|e| Problem { message: format!("not valid, was so before: {}", e.message), ..e }).collect();
+        verdict.warnings.truncate(super::walk::MOST_WARNINGS);
+    }
     let mut response = json!({"uid": uid, "allowed": verdict.is_valid()});
     if verdict.is_valid() {
         if !verdict.warnings.is_empty() {

@@ -1,6 +1,6 @@
 //! What all kinds have: the envelope, the selector, references to targets.
 
-use super::walk::{At, Findings, at_most, get, list, members, nearest, object, quoted, shown, string, text};
+use super::walk::{At, Findings, MOST_ERRORS, at_most, get, list, members, nearest, object, quoted, shown, string, text};
 use super::{Kind, security};
 use serde_json::{Map, Value};
 use weft_api::istio::DRY_RUN_ANNOTATION;
@@ -16,7 +16,7 @@ pub(super) fn envelope(found: &mut Findings, kind: Kind, value: &Value) {
         return;
     };
     const KNOWN: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
-    for name in object.keys().filter(|n| !KNOWN.contains(&n.as_str())) {
+    for name in object.keys().filter(|n| !KNOWN.contains(&n.as_str())).take(MOST_ERRORS) {
         let hint = nearest(name, &KNOWN).map_or_else(|| "did you mean spec.…?".to_owned(), |n| format!("did you mean {n}?"));
         found.error(&At::root(name), format!("unknown field, which would do nothing; {hint}"));
     }

@@ -253,6 +253,9 @@ fn refusals_are_told_in_full() {
     let verdict = validate(PEER, &object(PEER, &serde_json::to_string(&many).unwrap()), &Nothing);
     let text = report::refusal(&verdict.errors);
     assert!(text.starts_with("30 mistakes:\n- spec.zzzzzzzz00: unknown field") && text.ends_with("\n- and 10 more"), "{text}");
+    let most: BTreeMap<String, i32> = (0..100_000).map(|n| (format!("zzzzzzzzzzzzzzzz{n:05}"), n)).collect();
+    let verdict = validate(PEER, &json!({"spec": most}), &Nothing);
+    assert!(report::refusal(&verdict.errors).starts_with("at least 100 mistakes:"));
     let one = validate(PEER, &object(PEER, "{mtls: {mode: strict}}"), &Nothing);
     let text = report::refusal(&one.errors);
     assert_eq!(text, "spec.mtls.mode: \"strict\" is not one of UNSET, DISABLE, PERMISSIVE, STRICT; did you mean STRICT?");

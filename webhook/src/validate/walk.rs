@@ -6,6 +6,11 @@ use crate::options::distance;
 use serde_json::{Map, Value};
 use std::fmt;
 
+/// How many errors are kept. An object may have as many as fit into 3 MiB, and each costs a search for what was meant.
+pub(super) const MOST_ERRORS: usize = 100;
+/// How many warnings are kept; Kubernetes passes on 4 KiB of them.
+pub(super) const MOST_WARNINGS: usize = 40;
+
 /// What was found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
@@ -15,10 +20,15 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn error(&mut self, at: &At<'_>, message: impl Into<String>) {
-        self.errors.push(Problem { path: at.to_string(), message: message.into() });
+        if self.errors.len() < MOST_ERRORS {
+            self.errors.push(Problem { path: at.to_string(), message: message.into() });
+        }
     }
 
     pub(super) fn warn(&mut self, path: impl fmt::Display, message: impl Into<String>) {
+        if self.warnings.len() >= MOST_WARNINGS {
+            return;
+        }
         let problem = Problem { path: path.to_string(), message: message.into() };
         if !self.warnings.contains(&problem) {
             self.warnings.push(problem);
@@ -108,6 +118,9 @@ pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
 pub(super) fn members<'v>(found: &mut Findings, at: &At<'_>, value: &'v Value, known: &[&str]) -> Option<&'v Map<String, Value>> {
     let members = object(found, at, value)?;
     for name in members.keys().filter(|n| !known.contains(&n.as_str())) {
+        if found.errors.len() >= MOST_ERRORS {
+            break;
+        }
         let hint = match nearest(name, known) {
             Some(near) => format!("did you mean {near}?"),
             None => format!("known are {}", known.join(", ")),

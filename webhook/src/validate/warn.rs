@@ -4,7 +4,7 @@
 use super::surroundings::{PodFacts, Protocol, Surroundings};
 use super::values::is_template;
 use super::walk::{Findings, quoted};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use weft_api::istio::security::{
     Action, AuthorizationPolicy, MtlsMode, Operation, PeerAuthentication, RequestAuthentication, Rule, Source,
 };
@@ -13,12 +13,19 @@ use weft_api::names;
 
 type Labels = BTreeMap<String, String>;
 
+/// How many values of a list are looked at: a list of thousands is made by a program, and a look must stay cheap.
+const MOST_VALUES: usize = 1000;
+
 /// Which pods an object is for.
 struct Scope<'a> {
     namespace: Option<&'a str>,
     labels: Labels,
     /// `None`: not known.
     pods: Option<Vec<PodFacts>>,
+    /// The ports of the pods, and what is spoken there if all that have it agree.
+    ports: BTreeMap<u16, Option<Protocol>>,
+    /// Ports of Services that lead to another port of a pod: the Service and that port.
+    services: BTreeMap<u16, (String, u16)>,
 }
 
 impl<'a> Scope<'a> {
@@ -39,38 +46,43 @@ impl<'a> Scope<'a> {
         let namespace = (!mesh_wide).then_some(metadata.namespace.as_str());
         let labels = selector.map(|s| s.match_labels.clone()).unwrap_or_default();
         let pods = if known { around.pods(namespace, &labels) } else { None };
-        Some(Self { namespace, labels, pods })
+        let (mut ports, mut services) = (BTreeMap::new(), BTreeMap::new());
+        for pod in pods.iter().flatten() {
+            for port in &pod.ports {
+                let entry = ports.entry(port.number).or_insert(Some(port.protocol));
+                *entry = entry.filter(|p| *p == port.protocol);
+            }
+            for service in pod.services.iter().filter(|s| s.port != s.target) {
+                services.entry(service.port).or_insert_with(|| (service.service.clone(), service.target));
+            }
+        }
+        Some(Self { namespace, labels, pods, ports, services })
     }
 
     fn where_(&self) -> String {
         self.namespace.map_or_else(|| "the mesh".to_owned(), |n| format!("namespace {n}"))
     }
 
-    /// The protocol of a port, if all pods that have it agree.
-    fn protocol(&self, number: u16) -> Option<Protocol> {
-        let mut protocols = self.pods.iter().flatten().flat_map(|p| &p.ports).filter(|p| p.number == number).map(|p| p.protocol);
-        let first = protocols.next()?;
-        protocols.all(|p| p == first).then_some(first)
+    /// Whether a port is declared as TCP by all pods that have it.
+    fn is_tcp(&self, number: u16) -> bool {
+        self.ports.get(&number) == Some(&Some(Protocol::Tcp))
     }
 
-    /// Declared TCP ports of the pods.
-    fn tcp_ports(&self) -> BTreeSet<u16> {
-        self.pods.iter().flatten().flat_map(|p| &p.ports).filter(|p| p.protocol == Protocol::Tcp).map(|p| p.number).collect()
+    /// The lowest port that is declared as TCP.
+    fn tcp_port(&self) -> Option<u16> {
+        let tcp = |pod: &PodFacts| pod.ports.iter().filter(|p| p.protocol == Protocol::Tcp).map(|p| p.number).min();
+        self.pods.iter().flatten().filter_map(tcp).min()
     }
 
     /// Warns where `number` is a port of a Service, while the pods listen on another.
     fn check_port(&self, found: &mut Findings, path: &str, number: u16) {
-        let Some(pods) = &self.pods else { return };
-        if pods.iter().flat_map(|p| &p.ports).any(|p| p.number == number) {
+        if self.ports.contains_key(&number) {
             return;
         }
-        if let Some(service) = pods.iter().flat_map(|p| &p.services).find(|s| s.port == number && s.target != number) {
+        if let Some((service, target)) = self.services.get(&number) {
             found.warn(
                 path,
-                format!(
-                    "{number} is the port of Service {}; policies see the port of the pod, write {}",
-                    service.service, service.target
-                ),
+                format!("{number} is the port of Service {service}; policies see the port of the pod, write {target}"),
             );
         }
     }
@@ -236,7 +248,9 @@ pub(super) fn authorization(found: &mut Findings, object: &AuthorizationPolicy, 
                 principals(found, &format!("{at}.notValues"), &condition.not_values, spec.action, around);
             }
             if condition.key == "destination.port" {
-                for (k, port) in condition.values.iter().enumerate().filter_map(|(k, p)| Some((k, p.parse().ok()?))) {
+                for (k, port) in
+                    condition.values.iter().take(MOST_VALUES).enumerate().filter_map(|(k, p)| Some((k, p.parse().ok()?)))
+                {
                     scope.check_port(found, &format!("{at}.values[{k}]"), port);
                 }
             }
@@ -255,8 +269,11 @@ fn never(action: Action) -> &'static str {
 }
 
 fn contradiction(found: &mut Findings, at: &str, yes: (&str, &[String]), no: (&str, &[String]), action: Action) {
-    let excluded = |value: &String| no.1.iter().any(|n| n == value || n == "*");
-    if !yes.1.is_empty() && yes.1.iter().all(excluded) {
+    if yes.1.is_empty() || no.1.is_empty() || yes.1.len() > MOST_VALUES {
+        return;
+    }
+    let excluded: HashSet<&str> = no.1.iter().map(String::as_str).collect();
+    if excluded.contains("*") || yes.1.iter().all(|value| excluded.contains(value.as_str())) {
         found.warn(at, format!("{} excludes all of {}: this can never match, {}", no.0, yes.0, never(action)));
     }
 }
@@ -277,12 +294,13 @@ fn check_source(found: &mut Findings, at: &str, source: &Source, action: Action,
     principals(found, &format!("{at}.principals"), &source.principals, action, around);
     principals(found, &format!("{at}.notPrincipals"), &source.not_principals, action, around);
     for (field, values) in [("namespaces", &source.namespaces), ("notNamespaces", &source.not_namespaces)] {
-        for (i, name) in values.iter().enumerate().filter(|(_, n)| !n.contains('*')) {
+        for (i, name) in values.iter().take(MOST_VALUES).enumerate().filter(|(_, n)| !n.contains('*')) {
             unknown_namespace(found, &format!("{at}.{field}[{i}]"), name, around);
         }
     }
     for (field, values) in [("serviceAccounts", &source.service_accounts), ("notServiceAccounts", &source.not_service_accounts)] {
-        for (i, (namespace, _)) in values.iter().enumerate().filter_map(|(i, v)| Some((i, v.split_once('/')?))) {
+        for (i, (namespace, _)) in values.iter().take(MOST_VALUES).enumerate().filter_map(|(i, v)| Some((i, v.split_once('/')?)))
+        {
             unknown_namespace(found, &format!("{at}.{field}[{i}]"), namespace, around);
         }
     }
@@ -306,7 +324,7 @@ fn unknown_namespace(found: &mut Findings, at: &str, name: &str, around: &dyn Su
 
 fn principals(found: &mut Findings, at: &str, values: &[String], action: Action, around: &dyn Surroundings) {
     let domains = around.trust_domains();
-    for (i, value) in values.iter().enumerate() {
+    for (i, value) in values.iter().take(MOST_VALUES).enumerate() {
         let at = format!("{at}[{i}]");
         if let Some(rest) = value.strip_prefix("spiffe://") {
             found.warn(
@@ -369,7 +387,7 @@ fn check_operation(found: &mut Findings, at: &str, operation: &Operation, action
         contradiction(found, at, (yes, values), (no, excluded), action);
     }
     for (field, values) in [("ports", &operation.ports), ("notPorts", &operation.not_ports)] {
-        for (i, port) in values.iter().enumerate().filter_map(|(i, p)| Some((i, p.parse().ok()?))) {
+        for (i, port) in values.iter().take(MOST_VALUES).enumerate().filter_map(|(i, p)| Some((i, p.parse().ok()?))) {
             let path = format!("{at}.{field}[{i}]");
             if port == 0 {
                 found.warn(&path, "nothing is ever received on port 0");
@@ -378,7 +396,7 @@ fn check_operation(found: &mut Findings, at: &str, operation: &Operation, action
         }
     }
     for (field, values) in [("paths", &operation.paths), ("notPaths", &operation.not_paths)] {
-        for (i, path) in values.iter().enumerate() {
+        for (i, path) in values.iter().take(MOST_VALUES).enumerate() {
             if let Some(why) = odd_path(path) {
                 found.warn(format!("{at}.{field}[{i}]"), format!("{} {why}", quoted(&shorten(path))));
             }
@@ -387,14 +405,15 @@ fn check_operation(found: &mut Findings, at: &str, operation: &Operation, action
     let denies = action == Action::Deny;
     let hosts = [("hosts", &operation.hosts, denies), ("notHosts", &operation.not_hosts, !denies)];
     for (field, values, lets_pass) in hosts {
-        for (i, host) in values.iter().enumerate() {
+        let all: HashSet<&str> = values.iter().map(String::as_str).collect();
+        for (i, host) in values.iter().take(MOST_VALUES).enumerate() {
             let at = format!("{at}.{field}[{i}]");
             if middle_star(host) {
                 found.warn(
                     &at,
                     format!("{} matches no host: \"*\" is a wildcard only as first or last character", quoted(&shorten(host))),
                 );
-            } else if lets_pass && !host.ends_with('*') && !has_port(host) && !values.contains(&format!("{host}:*")) {
+            } else if lets_pass && !host.ends_with('*') && !has_port(host) && !all.contains(format!("{host}:*").as_str()) {
                 // A client may write the port into the Host header, and then it is another host.
                 found.warn(
                     &at,
@@ -468,8 +487,7 @@ fn check_tcp(found: &mut Findings, at: &str, rule: &Rule, action: Action, scope:
     let operations: Vec<&Operation> = rule.to.iter().filter_map(|t| t.operation.as_ref()).collect();
     let named: BTreeSet<u16> = operations.iter().flat_map(|o| &o.ports).filter_map(|p| p.parse().ok()).collect();
     let all_named = !operations.is_empty() && operations.iter().all(|o| !o.ports.is_empty());
-    let tcp_named: Vec<String> =
-        named.iter().filter(|p| scope.protocol(**p) == Some(Protocol::Tcp)).map(ToString::to_string).collect();
+    let tcp_named: Vec<String> = named.iter().filter(|p| scope.is_tcp(**p)).map(ToString::to_string).collect();
     if !tcp_named.is_empty() {
         let ports = shorten(&tcp_named.join(", "));
         let what = match action {
@@ -484,9 +502,9 @@ fn check_tcp(found: &mut Findings, at: &str, rule: &Rule, action: Action, scope:
     if action != Action::Deny || all_named {
         return;
     }
-    let tcp = scope.tcp_ports();
+    let tcp = scope.tcp_port();
     // Nothing known: any port may be TCP. Known: only if one is.
-    if scope.pods.is_some() && tcp.is_empty() {
+    if scope.pods.is_some() && tcp.is_none() {
         return;
     }
     let network = |s: &Source| {
@@ -509,7 +527,7 @@ fn check_tcp(found: &mut Findings, at: &str, rule: &Rule, action: Action, scope:
     let sources: Vec<&Source> = rule.from.iter().filter_map(|f| f.source.as_ref()).collect();
     let narrowed = !sources.is_empty() && sources.iter().all(|s| network(s));
     let whom = if narrowed { "all connections of those callers" } else { "all connections" };
-    let example = match tcp.first() {
+    let example = match tcp {
         Some(port) => format!("TCP ports, such as {port},"),
         None => "TCP ports".to_owned(),
     };
