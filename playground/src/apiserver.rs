@@ -8,6 +8,7 @@ pub mod admission;
 pub mod api;
 pub mod auth;
 pub mod backend;
+pub mod client;
 pub mod defaults;
 mod discovery;
 mod gc;
@@ -23,8 +24,9 @@ pub mod store;
 mod streams;
 pub mod table;
 
-pub use api::{Api, DeleteOptions, List};
+pub use api::DeleteOptions;
 pub use backend::NodeBackend;
+pub use client::{Api, List};
 pub use patch::PatchKind;
 pub use status::Status;
 pub use store::{Event, EventKind, Watch};

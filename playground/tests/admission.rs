@@ -259,12 +259,25 @@ async fn selectors_scope_and_operations_choose() {
     );
 }
 
+/// The one expression that the playground understands.
+const HOST: &str = "!(has(object.spec.hostNetwork) && object.spec.hostNetwork)";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_honoured_is_refused() {
     let w = start().await;
     let condition = |expression: &str| json!({"matchConditions": [{"name": "c", "expression": expression}]});
     for (over, field) in [
         (condition("object.metadata.name == 'x'"), "webhooks[0].matchConditions[0]"),
+        // Each of several is looked at.
+        (
+            json!({"matchConditions": [{"name": "a", "expression": HOST}, {"name": "b", "expression": "true"}]}),
+            "webhooks[0].matchConditions[1]",
+        ),
+        (
+            json!({"matchConditions": [{"name": "a", "expression": HOST}, {"name": "a", "expression": HOST}]}),
+            "webhooks[0].matchConditions[1].name",
+        ),
+        (json!({"matchConditions": [{"expression": HOST}]}), "webhooks[0].matchConditions[0].name"),
         (json!({"sideEffects": "Some"}), "webhooks[0].sideEffects"),
         (json!({"timeoutSeconds": 31}), "webhooks[0].timeoutSeconds"),
         (json!({"admissionReviewVersions": ["v1beta1"]}), "webhooks[0].admissionReviewVersions"),
@@ -273,7 +286,7 @@ async fn what_cannot_be_honoured_is_refused() {
         let error = w.configure("r", true, &[w.hook("r", "look", &over)]).await.unwrap_err();
         assert!(error.code == 422 && error.message.contains(field), "{error}");
     }
-    let skip = condition("!(has(object.spec.hostNetwork) && object.spec.hostNetwork)");
+    let skip = condition(HOST);
     w.configure("r", true, &[w.hook("r", "look", &skip)]).await.unwrap();
     let pod = |name: &str, host: bool| json!({"metadata": {"name": name}, "spec": {"hostNetwork": host, "containers": [{"name": "c", "image": "x"}]}});
     w.api.create(&resource::PODS, Some("default"), pod("host", true)).await.unwrap();

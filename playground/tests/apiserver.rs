@@ -312,3 +312,24 @@ async fn nobody_comes_in_without_a_name() {
     let maps: Api<ConfigMap> = Api::namespaced(Client::try_from(config).unwrap(), "default");
     assert_eq!(code(maps.list(&ListParams::default()).await).0, 401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_namespaces_that_kubernetes_lives_in_stay() {
+    let (_server, client) = start().await;
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client);
+    for name in ["default", "kube-system", "kube-public"] {
+        for dry_run in [true, false] {
+            let parameters = DeleteParams { dry_run, ..DeleteParams::default() };
+            let error = namespaces.delete(name, &parameters).await.unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("namespaces \"{name}\" is forbidden: this namespace may not be deleted")),
+                "{error}"
+            );
+            assert_eq!(code(Err::<(), _>(error)), (403, "Forbidden".into()));
+        }
+        assert_eq!(namespaces.get(name).await.unwrap().metadata.deletion_timestamp, None);
+    }
+    namespaces.create(&PostParams::default(), &from(json!({"metadata": {"name": "shop"}}))).await.unwrap();
+    namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
+    until("the namespace is gone", async || namespaces.get_opt("shop").await.unwrap().is_none()).await;
+}

@@ -18,6 +18,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +66,14 @@ pub struct Call<'a> {
 pub fn check(configuration: &Value, causes: &mut Vec<(String, String)>) {
     for (i, hook) in configuration["webhooks"].as_array().into_iter().flatten().enumerate() {
         let at = format!("webhooks[{i}]");
+        let mut names = HashSet::new();
         for (j, condition) in hook["matchConditions"].as_array().into_iter().flatten().enumerate() {
+            let name = condition["name"].as_str().unwrap_or_default();
+            if name.is_empty() {
+                causes.push((format!("{at}.matchConditions[{j}].name"), "Required value".into()));
+            } else if !names.insert(name) {
+                causes.push((format!("{at}.matchConditions[{j}].name"), format!("Duplicate value: \"{name}\"")));
+            }
             if condition["expression"].as_str() != Some(NOT_HOST_NETWORK) {
                 causes.push((
                     format!("{at}.matchConditions[{j}]"),

@@ -658,7 +658,7 @@ async fn special(ask: &Ask, mut body: Value) -> Result<Response, Status> {
         }
         (_, "binding") => {
             let node = body["target"]["name"].as_str().unwrap_or_default().to_owned();
-            super::api::Api::new(Arc::clone(&ask.core), ask.user.clone()).bind(ns, name, &node).await?;
+            super::client::Api::new(Arc::clone(&ask.core), ask.user.clone()).bind(ns, name, &node).await?;
             return Ok(reply(201, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})));
         }
         (_, "eviction") => {
