@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> bool {
 }
 
 fn policy(n: usize, rules: usize, shape: Shape) -> wire::AuthorizationPolicy {
-    let action = if n % 2 == 0 { wire::AuthorizationAction::Allow } else { wire::AuthorizationAction::Deny };
+    let action = if n.is_multiple_of(2) { wire::AuthorizationAction::Allow } else { wire::AuthorizationAction::Deny };
     wire::AuthorizationPolicy {
         namespace: "default".into(),
         name: format!("policy-{n}"),
@@ -124,7 +124,9 @@ fn policy(n: usize, rules: usize, shape: Shape) -> wire::AuthorizationPolicy {
 fn measure(engine: &Engine, rules: usize, time: Duration) -> (f64, f64) {
     const KINDS: usize = 64;
     let step = (rules / KINDS).max(1);
-    let plain: Vec<(String, String, Vec<(String, String)>)> = (0..KINDS)
+    // Caller, path, header fields.
+    type Plain = (String, String, Vec<(String, String)>);
+    let plain: Vec<Plain> = (0..KINDS)
         .map(|k| {
             let n = k * step;
             let id = format!("spiffe://cluster.local/ns/team-{}/sa/client-{}", n % 97, n % 1009);

@@ -159,7 +159,7 @@ impl Policy {
     }
 
     /// A connection whose bytes are not looked into, as policies see it.
-    pub fn connection<'a>(arrival: &'a Arrival) -> Request<'a> {
+    pub fn connection(arrival: &Arrival) -> Request<'_> {
         let down = &arrival.down;
         Request {
             source: arrival.caller.as_deref().and_then(Peer::parse),

@@ -48,6 +48,7 @@ pub struct Control {
     waiting: Arc<AtomicUsize>,
     filter: Rc<RefCell<String>>,
     identity: Option<Arc<Holder>>,
+    config: Arc<ArcSwap<Config>>,
 }
 
 impl Control {
@@ -61,6 +62,8 @@ impl Control {
             Some(
                 "it has no certificate yet, so nobody could call it by mutual TLS; can it reach the control plane? (its log says)",
             )
+        } else if self.config.load().policy.is_pending() {
+            Some("the control plane has not said yet who may call, so nobody is let in")
         } else {
             None
         }
@@ -156,7 +159,14 @@ pub fn run(settings: Settings, relog: admin::Relog) -> anyhow::Result<u8> {
     local.block_on(&runtime, async move {
         let (quit, quitting) = watch::channel(false);
         let filter = Rc::new(RefCell::new(settings.log.clone()));
-        let control = Control { drain: drain.clone(), quit: Rc::new(quit), waiting, filter, identity: identity.clone() };
+        let control = Control {
+            drain: drain.clone(),
+            quit: Rc::new(quit),
+            waiting,
+            filter,
+            identity: identity.clone(),
+            config: Arc::clone(&config),
+        };
         let admin = Rc::new(Admin {
             settings: Arc::clone(&settings),
             config: Arc::clone(&config),

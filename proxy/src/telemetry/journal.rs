@@ -44,7 +44,15 @@ enum Part {
 
 /// The series of policies, by name: what a worker has met.
 #[derive(Debug, Default)]
-pub(super) struct Series(HashMap<Box<str>, (Action, bool, [Option<Counter>; 2])>);
+pub(super) struct Series(HashMap<Box<str>, Counters>);
+
+/// Of one policy, by the part that it has had.
+#[derive(Debug)]
+struct Counters {
+    action: Action,
+    dry_run: bool,
+    parts: [Option<Counter>; 2],
+}
 
 /// Who refused, by name, and why.
 struct Refusal<'a> {
@@ -132,17 +140,18 @@ impl Recorder {
     fn count(&self, policy: &weft_policy::authz::Policy, part: Part) {
         let mut series = self.policies().borrow_mut();
         let all = &mut series.0;
-        let known =
-            all.get(&policy.name).is_some_and(|(action, dry_run, _)| (*action, *dry_run) == (policy.action, policy.dry_run));
+        let same = |known: &Counters| known.action == policy.action && known.dry_run == policy.dry_run;
+        let known = all.get(&policy.name).is_some_and(same);
         if !known {
             if all.len() >= 4 * POLICIES {
                 all.clear();
             }
-            all.insert(policy.name.clone(), (policy.action, policy.dry_run, [None, None]));
+            let counters = Counters { action: policy.action, dry_run: policy.dry_run, parts: [None, None] };
+            all.insert(policy.name.clone(), counters);
         }
         let name = if all.len() > POLICIES { "other" } else { &policy.name };
-        let Some((_, _, counters)) = all.get_mut(&policy.name) else { return };
-        let counter = counters[usize::from(part == Part::Denied)].get_or_insert_with(|| {
+        let Some(counters) = all.get_mut(&policy.name) else { return };
+        let counter = counters.parts[usize::from(part == Part::Denied)].get_or_insert_with(|| {
             let result = match (part, policy.dry_run) {
                 (Part::Allowed, _) if policy.action == Action::Audit => "audited",
                 (Part::Allowed, false) => "allowed",
