@@ -3,7 +3,8 @@
 
 pub mod who;
 
-use crate::compile::{self, Mesh};
+use crate::compile::security::jwt::Keys;
+use crate::compile::{self, Known, Mesh};
 use crate::index::Index;
 use crate::reports::Reports;
 use crate::reports::edges::Count;
@@ -38,6 +39,8 @@ pub struct Mind {
     pub index: Arc<Index>,
     /// What the compiler takes from the settings.
     pub mesh: watch::Receiver<Arc<Mesh>>,
+    /// The keys of token issuers.
+    pub keys: watch::Receiver<Arc<Keys>>,
     /// What proxies reported.
     pub reports: Arc<Reports>,
     /// What the certificate authority is doing.
@@ -137,7 +140,9 @@ impl Mind {
         let view = self.index.view(namespace);
         let found = view.as_ref().and_then(|view| Some((view, view.pods.get(pod)?)));
         let (view, pod) = found.ok_or_else(|| Unanswered::NotFound(format!("there is no pod {pod} in namespace {namespace}")))?;
-        Ok(compile::inbound_config(pod, view, &self.mesh.borrow().clone()))
+        let (mesh, keys) = (self.mesh.borrow().clone(), self.keys.borrow().clone());
+        let root = self.index.policies_of(mesh.root_namespace());
+        Ok(compile::inbound_config(pod, &Known { view, root: &root, mesh: &mesh, keys: &keys }))
     }
 }
 

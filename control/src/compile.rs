@@ -5,16 +5,20 @@
 //! - [`workload`]: the labels of a pod's telemetry, and the object at the top of its owners.
 //! - [`inbound`]: the ports on which the app listens, by the Services that lead to the pod and by the pod itself.
 //! - [`destination`]: what stands behind an address that an app connects to.
+//! - [`security`]: policies: mutual TLS, who may do what, whose tokens are believed.
 
 pub mod destination;
 pub mod inbound;
 pub mod protocol;
+pub mod security;
 pub mod workload;
 
 use crate::index::View;
 use crate::model::Pod;
+use crate::model::policy::Policies;
+use security::jwt::Keys;
 use weft_api::{names, wire};
-use weft_webhook::TrafficSettings;
+use weft_webhook::{MeshSettings, TrafficSettings};
 
 /// What the compiler takes from the settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +31,17 @@ pub struct Mesh {
     pub trust_domain: String,
     /// Which inbound traffic pods redirect where neither they nor their namespaces say so.
     pub traffic: TrafficSettings,
+    /// The control plane's namespace, the root namespace where the settings name none.
+    pub control_namespace: String,
+    /// What the settings say about policy.
+    pub policy: MeshSettings,
+}
+
+impl Mesh {
+    /// The namespace whose policies hold for the whole mesh.
+    pub fn root_namespace(&self) -> &str {
+        self.policy.root_namespace.as_deref().unwrap_or(&self.control_namespace)
+    }
 }
 
 impl Default for Mesh {
@@ -36,15 +51,32 @@ impl Default for Mesh {
             cluster_domain: names::CLUSTER_DOMAIN.into(),
             trust_domain: names::TRUST_DOMAIN.into(),
             traffic: TrafficSettings::default(),
+            control_namespace: names::CONTROL_NAMESPACE.into(),
+            policy: MeshSettings::default(),
         }
     }
 }
 
+/// All that the configuration of a pod depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The pod's own namespace.
+    pub view: &'a View,
+    /// The policies of the root namespace.
+    pub root: &'a Policies,
+    /// The settings.
+    pub mesh: &'a Mesh,
+    /// The keys of token issuers.
+    pub keys: &'a Keys,
+}
+
 /// The whole inbound configuration of a pod.
-pub fn inbound_config(pod: &Pod, view: &View, mesh: &Mesh) -> wire::Inbound {
-    wire::Inbound {
-        workload: Some(workload::labels(pod, view, mesh)),
-        ports: inbound::ports(pod, view, mesh),
+pub fn inbound_config(pod: &Pod, known: &Known<'_>) -> wire::Inbound {
+    let mut inbound = wire::Inbound {
+        workload: Some(workload::labels(pod, known.view, known.mesh)),
+        ports: inbound::ports(pod, known.view, known.mesh),
         ..wire::Inbound::default()
-    }
+    };
+    security::inbound(pod, known, &mut inbound);
+    inbound
 }

@@ -14,6 +14,7 @@
 //!   proxy forget what it had been told before.
 //! - An object that is applied unchanged changes nothing: a relist after a dropped watch wakes nobody.
 
+use crate::model::policy::Policies;
 use crate::model::{EndpointSlice, Key, Kind, Namespace, Object, Owned, Pod, Service, Webhook};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -39,6 +40,8 @@ pub struct View {
     pub replica_sets: BTreeMap<String, Arc<Owned>>,
     /// Jobs by name.
     pub jobs: BTreeMap<String, Arc<Owned>>,
+    /// Policies. The same `Arc` as long as none of them changes.
+    pub policies: Arc<Policies>,
 }
 
 impl View {
@@ -49,6 +52,7 @@ impl View {
             && self.slices.is_empty()
             && self.replica_sets.is_empty()
             && self.jobs.is_empty()
+            && self.policies.is_empty()
     }
 
     fn contains(&self, object: &Object) -> bool {
@@ -59,7 +63,30 @@ impl View {
             Object::EndpointSlice(e) => self.slices.get(&e.name).is_some_and(|known| **known == *e),
             Object::ReplicaSet(o) => self.replica_sets.get(&o.name).is_some_and(|known| **known == *o),
             Object::Job(o) => self.jobs.get(&o.name).is_some_and(|known| **known == *o),
+            Object::Peer(p) => self.policies.peers.get(&p.name).is_some_and(|known| **known == *p),
+            Object::Authorization(p) => self.policies.authorizations.get(&p.name).is_some_and(|known| **known == *p),
+            Object::Request(p) => self.policies.requests.get(&p.name).is_some_and(|known| **known == *p),
             Object::Webhook(_) | Object::Validator(_) => false,
+        }
+    }
+
+    /// A policy that can't be used leaves the version before it in force.
+    fn kept(&self, object: Object) -> Object {
+        let known = &self.policies;
+        match object {
+            Object::Peer(p) => {
+                let earlier = known.peers.get(&p.name);
+                Object::Peer(p.after(earlier.map(AsRef::as_ref)))
+            }
+            Object::Authorization(p) => {
+                let earlier = known.authorizations.get(&p.name);
+                Object::Authorization(p.after(earlier.map(AsRef::as_ref)))
+            }
+            Object::Request(p) => {
+                let earlier = known.requests.get(&p.name);
+                Object::Request(p.after(earlier.map(AsRef::as_ref)))
+            }
+            other => other,
         }
     }
 
@@ -71,6 +98,9 @@ impl View {
             Kind::EndpointSlice => self.slices.contains_key(name),
             Kind::ReplicaSet => self.replica_sets.contains_key(name),
             Kind::Job => self.jobs.contains_key(name),
+            Kind::Peer => self.policies.peers.contains_key(name),
+            Kind::Authorization => self.policies.authorizations.contains_key(name),
+            Kind::Request => self.policies.requests.contains_key(name),
             Kind::Webhook | Kind::Validator => false,
         }
     }
@@ -83,8 +113,15 @@ impl View {
             Object::EndpointSlice(e) => drop(self.slices.insert(e.name.clone(), Arc::new(e))),
             Object::ReplicaSet(o) => drop(self.replica_sets.insert(o.name.clone(), Arc::new(o))),
             Object::Job(o) => drop(self.jobs.insert(o.name.clone(), Arc::new(o))),
+            Object::Peer(p) => drop(self.edit_policies().peers.insert(p.name.clone(), Arc::new(p))),
+            Object::Authorization(p) => drop(self.edit_policies().authorizations.insert(p.name.clone(), Arc::new(p))),
+            Object::Request(p) => drop(self.edit_policies().requests.insert(p.name.clone(), Arc::new(p))),
             Object::Webhook(_) | Object::Validator(_) => {}
         }
+    }
+
+    fn edit_policies(&mut self) -> &mut Policies {
+        Arc::make_mut(&mut self.policies)
     }
 
     fn remove(&mut self, kind: Kind, name: &str) {
@@ -95,6 +132,9 @@ impl View {
             Kind::EndpointSlice => drop(self.slices.remove(name)),
             Kind::ReplicaSet => drop(self.replica_sets.remove(name)),
             Kind::Job => drop(self.jobs.remove(name)),
+            Kind::Peer => drop(self.edit_policies().peers.remove(name)),
+            Kind::Authorization => drop(self.edit_policies().authorizations.remove(name)),
+            Kind::Request => drop(self.edit_policies().requests.remove(name)),
             Kind::Webhook | Kind::Validator => {}
         }
     }
@@ -107,6 +147,9 @@ impl View {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::ReplicaSet => self.replica_sets.keys().cloned().collect(),
             Kind::Job => self.jobs.keys().cloned().collect(),
+            Kind::Peer => self.policies.peers.keys().cloned().collect(),
+            Kind::Authorization => self.policies.authorizations.keys().cloned().collect(),
+            Kind::Request => self.policies.requests.keys().cloned().collect(),
             Kind::Webhook | Kind::Validator => Vec::new(),
         }
     }
@@ -119,6 +162,9 @@ impl View {
             Kind::EndpointSlice => self.slices.len(),
             Kind::ReplicaSet => self.replica_sets.len(),
             Kind::Job => self.jobs.len(),
+            Kind::Peer => self.policies.peers.len(),
+            Kind::Authorization => self.policies.authorizations.len(),
+            Kind::Request => self.policies.requests.len(),
             Kind::Webhook | Kind::Validator => 0,
         }
     }
@@ -138,6 +184,8 @@ pub enum At {
 pub struct Changes {
     /// Namespaces of which anything changed.
     pub namespaces: BTreeSet<String>,
+    /// Namespaces of which a policy changed.
+    pub policies: BTreeSet<String>,
     /// Addresses that somebody got or lost.
     pub addresses: HashSet<IpAddr>,
 }
@@ -169,6 +217,7 @@ struct State {
     subscribers: HashMap<String, watch::Sender<Arc<View>>>,
     claims: HashMap<IpAddr, Vec<Claim>>,
     moved: HashSet<IpAddr>,
+    policies_dirty: BTreeSet<String>,
     changes: Changes,
 }
 
@@ -194,8 +243,15 @@ impl State {
             self.webhooks_dirty = true;
             return true;
         }
-        if self.namespaces.get(&key.namespace).is_some_and(|view| view.contains(&object)) {
-            return false;
+        let mut object = object;
+        if let Some(view) = self.namespaces.get(&key.namespace) {
+            object = view.kept(object);
+            if view.contains(&object) {
+                return false;
+            }
+        }
+        if Kind::POLICIES.contains(&kind) {
+            self.policies_dirty.insert(key.namespace.clone());
         }
         if matches!(kind, Kind::Service | Kind::Pod) {
             let old = self.addresses_of(kind, &key);
@@ -264,6 +320,9 @@ impl State {
         if !self.namespaces.get(&key.namespace).is_some_and(|view| view.has(kind, &key.name)) {
             return false;
         }
+        if Kind::POLICIES.contains(&kind) {
+            self.policies_dirty.insert(key.namespace.clone());
+        }
         let old = self.addresses_of(kind, key);
         self.claim(kind, key, &old, &[]);
         self.edit(&key.namespace, |view| view.remove(kind, &key.name));
@@ -294,6 +353,7 @@ pub struct Index {
     state: Mutex<State>,
     changed: Notify,
     generation: watch::Sender<u64>,
+    policies: watch::Sender<u64>,
     webhooks: watch::Sender<Arc<Webhooks>>,
     synced: watch::Sender<bool>,
     expected: HashSet<Kind>,
@@ -306,6 +366,7 @@ impl Index {
             state: Mutex::default(),
             changed: Notify::new(),
             generation: watch::Sender::new(0),
+            policies: watch::Sender::new(0),
             webhooks: watch::Sender::default(),
             synced: watch::Sender::new(false),
             expected: expected.into_iter().collect(),
@@ -389,11 +450,17 @@ impl Index {
         }
         let moved = std::mem::take(&mut state.moved);
         state.changes.addresses.extend(moved);
+        let policies = std::mem::take(&mut state.policies_dirty);
+        let policies_changed = !policies.is_empty();
+        state.changes.policies.extend(policies);
         state.changes.namespaces.extend(dirty.iter().cloned());
         let first = !*self.synced.borrow();
         drop(state);
         if first {
             self.synced.send_replace(true);
+        }
+        if first || policies_changed {
+            self.policies.send_modify(|generation| *generation += 1);
         }
         if first || !dirty.is_empty() {
             self.generation.send_modify(|generation| *generation += 1);
@@ -410,6 +477,22 @@ impl Index {
     /// Grows with each published change; for those who look at all namespaces.
     pub fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    /// Grows with each publication that changes a policy, in whatever namespace.
+    pub fn policies(&self) -> watch::Receiver<u64> {
+        self.policies.subscribe()
+    }
+
+    /// The present policies of a namespace.
+    pub fn policies_of(&self, namespace: &str) -> Arc<Policies> {
+        self.lock().namespaces.get(namespace).map(|view| view.policies.clone()).unwrap_or_default()
+    }
+
+    /// All policies of the cluster, by namespace.
+    pub fn all_policies(&self) -> Vec<Arc<Policies>> {
+        let state = self.lock();
+        state.namespaces.values().filter(|view| !view.policies.is_empty()).map(|view| view.policies.clone()).collect()
     }
 
     /// Whether every kind was listed once.

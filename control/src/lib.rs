@@ -17,6 +17,7 @@ pub mod compile;
 pub mod events;
 pub mod flags;
 pub mod index;
+pub mod jwks;
 pub mod keep;
 pub mod lease;
 pub mod logging;

@@ -134,6 +134,8 @@ pub struct Metrics {
     pub ca_bundle_writes: Family<Ended, Counter>,
     /// Writes of trust bundles.
     pub trust_bundle_writes: Family<Ended, Counter>,
+    /// Fetches of token issuers' keys.
+    pub key_fetches: Family<Ended, Counter>,
     /// Events.
     pub events: Family<Ended, Counter>,
     /// Pods without a sidecar in namespaces that want one.
@@ -204,6 +206,7 @@ impl Metrics {
             self.ca_bundle_writes.clone(),
         );
         registry.register("weft_trust_bundle_writes", "Writes of trust bundle ConfigMaps", self.trust_bundle_writes.clone());
+        registry.register("weft_key_fetches", "Fetches of token issuers' keys", self.key_fetches.clone());
         registry.register("weft_events", "Kubernetes events: written, failed, or left out as repetitions", self.events.clone());
         registry.register(
             "weft_missed_pods",

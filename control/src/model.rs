@@ -2,6 +2,10 @@
 //! produce them, [`crate::index`] holds them, [`crate::compile`] and the controllers read them. Everything else of an object is dropped
 //! on arrival: that is what keeps a control plane small in a large cluster.
 
+pub mod policy;
+
+pub use policy::Policy;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use weft_api::{annotations, names};
@@ -48,11 +52,17 @@ pub enum Kind {
     Webhook,
     /// `admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration`.
     Validator,
+    /// `security.istio.io/PeerAuthentication`.
+    Peer,
+    /// `security.istio.io/AuthorizationPolicy`.
+    Authorization,
+    /// `security.istio.io/RequestAuthentication`.
+    Request,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -61,7 +71,13 @@ impl Kind {
         Self::Job,
         Self::Webhook,
         Self::Validator,
+        Self::Peer,
+        Self::Authorization,
+        Self::Request,
     ];
+
+    /// The kinds of policies, whose definitions may be installed later, or never.
+    pub const POLICIES: [Self; 3] = [Self::Peer, Self::Authorization, Self::Request];
 
     /// Lower-case plural, as in a URL of the API and in metrics.
     pub fn plural(self) -> &'static str {
@@ -74,6 +90,9 @@ impl Kind {
             Self::Job => "jobs",
             Self::Webhook => "mutatingwebhookconfigurations",
             Self::Validator => "validatingwebhookconfigurations",
+            Self::Peer => "peerauthentications",
+            Self::Authorization => "authorizationpolicies",
+            Self::Request => "requestauthentications",
         }
     }
 }
@@ -99,6 +118,12 @@ pub enum Object {
     Webhook(Webhook),
     /// A validating webhook configuration.
     Validator(Webhook),
+    /// Which mutual TLS is asked for.
+    Peer(Policy<policy::Peer>),
+    /// Who may do what.
+    Authorization(Policy<policy::Authorization>),
+    /// Whose tokens are believed.
+    Request(Policy<policy::Request>),
 }
 
 impl Object {
@@ -113,6 +138,9 @@ impl Object {
             Self::Job(_) => Kind::Job,
             Self::Webhook(_) => Kind::Webhook,
             Self::Validator(_) => Kind::Validator,
+            Self::Peer(_) => Kind::Peer,
+            Self::Authorization(_) => Kind::Authorization,
+            Self::Request(_) => Kind::Request,
         }
     }
 
@@ -125,6 +153,9 @@ impl Object {
             Self::EndpointSlice(e) => Key::new(e.namespace.as_str(), e.name.as_str()),
             Self::ReplicaSet(o) | Self::Job(o) => Key::new(o.namespace.as_str(), o.name.as_str()),
             Self::Webhook(w) | Self::Validator(w) => Key::new("", w.name.as_str()),
+            Self::Peer(p) => Key::new(p.namespace.as_str(), p.name.as_str()),
+            Self::Authorization(p) => Key::new(p.namespace.as_str(), p.name.as_str()),
+            Self::Request(p) => Key::new(p.namespace.as_str(), p.name.as_str()),
         }
     }
 }

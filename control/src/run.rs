@@ -29,7 +29,7 @@ use crate::serve::health::{self, Health, Trust};
 use crate::serve::limits::Limits;
 use crate::serve::{self, console, discovery, identity, tls};
 use crate::source::kube::{backoff, within};
-use crate::{events, keep, settings, source};
+use crate::{events, jwks, keep, settings, source};
 use anyhow::Context as _;
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -174,12 +174,23 @@ impl Control {
         let observer = Observer::new(news.clone());
         let destinations = Arc::new(Destinations::new(parts.index.clone(), mesh_rules.clone()));
         tasks.spawn(destinations.clone().run());
+        let keys = watch::Sender::new(Arc::default());
+        let issuers = jwks::Keeper {
+            index: parts.index.clone(),
+            mesh: mesh_rules.clone(),
+            keys: keys.clone(),
+            metrics: metrics.clone(),
+            local: flags.manifests.is_some(),
+            refresh: jwks::REFRESH,
+        };
+        tasks.spawn(issuers.run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
         let limits = Arc::new(Limits::new(flags.bounds()));
         let doing = watch::Sender::new(Arc::default());
         let mind = Arc::new(Mind {
             index: parts.index.clone(),
             mesh: mesh_rules.clone(),
+            keys: keys.subscribe(),
             reports: reports.clone(),
             authority: doing.subscribe(),
         });
@@ -189,6 +200,7 @@ impl Control {
         let discovery = discovery::Service {
             index: parts.index.clone(),
             mesh: mesh_rules.clone(),
+            keys: keys.subscribe(),
             destinations,
             auth: parts.auth.clone(),
             trust: told.subscribe(),

@@ -54,6 +54,8 @@ pub fn mesh(settings: &Settings, defaults: &Defaults) -> Mesh {
         cluster_domain: defaults.cluster_domain.clone(),
         trust_domain: settings.trust_domain.clone(),
         traffic: settings.traffic.clone(),
+        control_namespace: settings.control_namespace.clone(),
+        policy: settings.mesh.clone(),
     }
 }
 

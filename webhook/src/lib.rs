@@ -30,6 +30,7 @@ pub use facts::{BoxFuture, ClusterFacts, FixedNamespaces, LookupError, Namespace
 pub use options::Refusal;
 pub use patch::{Context, Injection, inject, uninject};
 pub use settings::{
-    Backend, InitSettings, LogFormat, NativeSidecars, ProxySettings, PullPolicy, Resources, Settings, SettingsError,
+    Backend, ExtensionProvider, GrpcAuthorizer, HttpAuthorizer, InitSettings, LogFormat, MeshSettings, NativeSidecars,
+    Normalization, PathNormalization, ProxySettings, PullPolicy, RequestBody, Resources, Settings, SettingsError,
     TrafficSettings, TrustBundle,
 };

@@ -2,6 +2,10 @@
 //! (key `config.yaml`), `weft inject` from a file; both are strict, so that a misspelt key is an error where it was made
 //! and not a default in silence.
 
+mod mesh;
+
+pub use mesh::{ExtensionProvider, GrpcAuthorizer, HttpAuthorizer, MeshSettings, Normalization, PathNormalization, RequestBody};
+
 use crate::options::{Cidrs, Mode, PortSet, check_quantity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +45,8 @@ pub struct Settings {
     pub rewrite_probes: bool,
     /// Merge the app's metrics into the proxy's scrape where the pod asks to be scraped.
     pub merge_metrics: bool,
+    /// Identity and policy of the whole mesh; injection does not depend on it.
+    pub mesh: MeshSettings,
 }
 
 impl Default for Settings {
@@ -61,6 +67,7 @@ impl Default for Settings {
             traffic: TrafficSettings::default(),
             rewrite_probes: true,
             merge_metrics: true,
+            mesh: MeshSettings::default(),
         }
     }
 }
@@ -119,7 +126,7 @@ impl Settings {
         for (key, value, star) in cidrs {
             Cidrs::parse(value, star).map_err(|allowed| SettingsError(format!("{key}: {value:?} is not {allowed}")))?;
         }
-        Ok(())
+        self.mesh.check()
     }
 
     /// `host:port` of the control plane's gRPC API.

@@ -85,7 +85,10 @@ pub async fn follow(
     loop {
         let now = {
             let mesh = mesh.borrow_and_update();
-            authority.borrow_and_update().as_ref().map(|authority| Arc::new(authority.trust_bundle(&mesh.trust_domain, &[])))
+            authority
+                .borrow_and_update()
+                .as_ref()
+                .map(|authority| Arc::new(authority.trust_bundle(&mesh.trust_domain, &mesh.policy.trust_domain_aliases)))
         };
         trust.send_if_modified(|before| {
             let differs = *before != now;

@@ -8,8 +8,8 @@
 //! EndpointSlice names is not known yet) the endpoint is left out for a moment: plaintext to a pod of the mesh, or the wrong
 //! identity, would be worse than one endpoint less.
 
-use super::{Mesh, inbound, protocol, workload};
-use crate::index::View;
+use super::security::peer;
+use super::{Known, inbound, protocol, workload};
 use crate::model::{Endpoint, EndpointSlice, Pod, Redirection, Service, Transport};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,12 +21,12 @@ pub fn unknown(address: SocketAddr) -> wire::Destination {
 }
 
 /// What stands behind a port of a Service's cluster IP. `slices` are those of the Service's namespace.
-pub fn of_service(address: SocketAddr, service: &Service, view: &View, mesh: &Mesh) -> wire::Destination {
+pub fn of_service(address: SocketAddr, service: &Service, known: &Known<'_>) -> wire::Destination {
     let declared = |p: &&crate::model::ServicePort| p.port == address.port() && p.transport == Transport::Tcp;
     let Some(port) = service.ports.iter().find(declared) else { return unknown(address) };
     // In order of address, whatever the order of slices: two replicas of the control plane then say the same.
     let (mut ready, mut leaving) = (BTreeMap::new(), BTreeMap::new());
-    for slice in view.slices.values().filter(|slice| slice.service == service.name) {
+    for slice in known.view.slices.values().filter(|slice| slice.service == service.name) {
         let number = slice.ports.iter().find(|p| p.name == port.name && p.transport == Transport::Tcp).map(|p| p.port);
         let Some(number) = number.filter(|number| *number != 0) else { continue };
         for (endpoint, ip) in of_family(slice, address.ip()) {
@@ -35,7 +35,7 @@ pub fn of_service(address: SocketAddr, service: &Service, view: &View, mesh: &Me
                 e if e.serving && e.terminating => &mut leaving,
                 _ => continue,
             };
-            if let Some(found) = resolve(endpoint, SocketAddr::new(ip, number), view, mesh) {
+            if let Some(found) = resolve(endpoint, SocketAddr::new(ip, number), known) {
                 chosen.insert((ip, number), found);
             }
         }
@@ -43,7 +43,7 @@ pub fn of_service(address: SocketAddr, service: &Service, view: &View, mesh: &Me
     let chosen = if ready.is_empty() { leaving } else { ready };
     wire::Destination {
         address: address.to_string(),
-        service: Some(inbound::reference(service, mesh)),
+        service: Some(inbound::reference(service, known.mesh)),
         protocol: protocol::select(&port.name, port.app_protocol.as_deref(), port.port).into(),
         direct: false,
         endpoints: chosen.into_values().collect(),
@@ -59,58 +59,61 @@ fn of_family(slice: &EndpointSlice, like: IpAddr) -> impl Iterator<Item = (&Endp
     })
 }
 
-fn resolve(endpoint: &Endpoint, address: SocketAddr, view: &View, mesh: &Mesh) -> Option<wire::Endpoint> {
+fn resolve(endpoint: &Endpoint, address: SocketAddr, known: &Known<'_>) -> Option<wire::Endpoint> {
     let pod = match &endpoint.pod {
-        Some(name) => Some(view.pods.get(name)?),
+        Some(name) => Some(known.view.pods.get(name)?),
         // Written by hand; it may be a pod's address all the same.
-        None => view.pods.values().find(|p| !p.finished && !p.host_network && p.addresses.contains(&address.ip())),
+        None => known.view.pods.values().find(|p| !p.finished && !p.host_network && p.addresses.contains(&address.ip())),
     };
     // Ready means that the kubelet found the sidecar ready too, so its container need not be looked at.
     Some(pod.map_or_else(
         || wire::Endpoint { address: address.to_string(), ..wire::Endpoint::default() },
-        |pod| of(pod, address, true, view, mesh),
+        |pod| of(pod, address, true, known),
     ))
 }
 
-fn of(pod: &Pod, address: SocketAddr, started: bool, view: &View, mesh: &Mesh) -> wire::Endpoint {
-    let identities = if started && takes_mutual_tls(pod, address.port(), view, mesh) {
-        vec![names::spiffe_id(&mesh.trust_domain, &pod.namespace, &pod.service_account)]
+fn of(pod: &Pod, address: SocketAddr, started: bool, known: &Known<'_>) -> wire::Endpoint {
+    let identities = if started && takes_mutual_tls(pod, address.port(), known) {
+        vec![names::spiffe_id(&known.mesh.trust_domain, &pod.namespace, &pod.service_account)]
     } else {
         Vec::new()
     };
     wire::Endpoint {
         address: address.to_string(),
         identities,
-        workload: Some(workload::labels(pod, view, mesh)),
+        workload: Some(workload::labels(pod, known.view, known.mesh)),
         pod: pod.name.clone(),
     }
 }
 
 /// Whether the pod's sidecar terminates mutual TLS on this port.
-fn takes_mutual_tls(pod: &Pod, port: u16, view: &View, mesh: &Mesh) -> bool {
-    pod.meshed() && !pod.host_network && redirected(pod, port, view, mesh)
+fn takes_mutual_tls(pod: &Pod, port: u16, known: &Known<'_>) -> bool {
+    pod.meshed()
+        && !pod.host_network
+        && redirected(pod, port, known)
+        && peer::modes(pod, known).of(port) != wire::MtlsMode::Disable
 }
 
 /// Whether connections to the port reach the pod's sidecar.
-fn redirected(pod: &Pod, port: u16, view: &View, mesh: &Mesh) -> bool {
+fn redirected(pod: &Pod, port: u16, known: &Known<'_>) -> bool {
     if let Some(redirection) = &pod.redirection {
         return redirection.takes(port);
     }
-    let namespace = view.namespace.as_ref().map(|n| &n.annotations);
-    let (inbound, exclude) = weft_webhook::options::inbound_ports(&pod.annotations, namespace, &mesh.traffic);
+    let namespace = known.view.namespace.as_ref().map(|n| &n.annotations);
+    let (inbound, exclude) = weft_webhook::options::inbound_ports(&pod.annotations, namespace, &known.mesh.traffic);
     Redirection { inbound, exclude }.takes(port)
 }
 
 /// What stands behind a pod's own address: that pod, with the Service that leads to the port, if one does.
-pub fn of_pod(address: SocketAddr, pod: &Pod, view: &View, mesh: &Mesh) -> wire::Destination {
-    let declared = inbound::ports(pod, view, mesh).into_iter().find(|p| p.port == u32::from(address.port()));
+pub fn of_pod(address: SocketAddr, pod: &Pod, known: &Known<'_>) -> wire::Destination {
+    let declared = inbound::ports(pod, known.view, known.mesh).into_iter().find(|p| p.port == u32::from(address.port()));
     let (protocol, service) = declared.map_or((0, None), |p| (p.protocol, p.service));
     wire::Destination {
         address: address.to_string(),
         service,
         protocol,
         direct: true,
-        endpoints: vec![of(pod, address, pod.proxy_started, view, mesh)],
+        endpoints: vec![of(pod, address, pod.proxy_started, known)],
     }
 }
 

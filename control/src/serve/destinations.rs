@@ -7,8 +7,10 @@
 //! Nothing is answered before the index knows every kind: until then, a Service would pass for an unknown address, and the proxy would
 //! send plaintext where mutual TLS is due.
 
-use crate::compile::{Mesh, destination};
+use crate::compile::security::jwt::Keys;
+use crate::compile::{Known, Mesh, destination};
 use crate::index::{At, Changes, Index};
+use crate::model::policy::Policies;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,17 +160,32 @@ impl Destinations {
     /// What stands behind an address this moment, and the namespace in which it lies.
     pub fn resolve(&self, address: SocketAddr) -> (Option<String>, Destination) {
         let mesh = self.mesh.borrow().clone();
+        let root = self.index.policies_of(mesh.root_namespace());
+        self.resolve_in(address, &root, &mesh)
+    }
+
+    fn resolve_in(&self, address: SocketAddr, root: &Policies, mesh: &Mesh) -> (Option<String>, Destination) {
+        // Where to connect does not depend on anybody's tokens.
+        let keys = &Keys::default();
         match self.index.at(address.ip().to_canonical()) {
             Some((At::Service(service), view)) => {
-                (Some(service.namespace.clone()), destination::of_service(address, &service, &view, &mesh))
+                let known = Known { view: &view, root, mesh, keys };
+                (Some(service.namespace.clone()), destination::of_service(address, &service, &known))
             }
-            Some((At::Pod(pod), view)) => (Some(pod.namespace.clone()), destination::of_pod(address, &pod, &view, &mesh)),
+            Some((At::Pod(pod), view)) => {
+                let known = Known { view: &view, root, mesh, keys };
+                (Some(pod.namespace.clone()), destination::of_pod(address, &pod, &known))
+            }
             None => (None, destination::unknown(address)),
         }
     }
 
     /// Computes anew what `changes` may concern, or everything, and hands on what came out different.
     pub fn refresh(&self, changes: Option<&Changes>) {
+        let mesh = self.mesh.borrow().clone();
+        let root = self.index.policies_of(mesh.root_namespace());
+        // A policy of the root namespace concerns everybody.
+        let changes = changes.filter(|changes| !changes.policies.contains(mesh.root_namespace()));
         let mut followed = self.lock();
         for (address, entry) in followed.iter_mut() {
             let concerned = changes.is_none_or(|changes| {
@@ -178,7 +195,7 @@ impl Destinations {
             if !concerned {
                 continue;
             }
-            let (namespace, now) = self.resolve(*address);
+            let (namespace, now) = self.resolve_in(*address, &root, &mesh);
             entry.namespace = namespace;
             if *entry.now != now {
                 entry.now = Arc::new(now);

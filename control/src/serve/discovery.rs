@@ -1,6 +1,7 @@
 //! The proxies' API, `weft.v1.Discovery`.
 //!
-//! One task per stream: it waits for a change of its pod's namespace (nothing else wakes it), compiles its pod's
+//! One task per stream: it waits for a change of its pod's namespace, of the root namespace's policies, of the settings or of
+//! token issuers' keys (nothing else wakes it), compiles its pod's
 //! configuration, and sends it if it differs from what was sent last. Before that, and whenever it changes, it sends whom to trust. A proxy that reads slowly is sent the latest state when it
 //! has room, never a queue of old ones. What a proxy refuses is logged and counted; it keeps what it had.
 //!
@@ -15,9 +16,11 @@ use super::auth::{AuthError, Authenticator};
 use super::destinations::{Destinations, Follower};
 use super::limits::{Exceeded, Limits, Place};
 use super::tls::Peer;
-use crate::compile::{self, Mesh};
+use crate::compile::security::jwt::Keys;
+use crate::compile::{self, Known, Mesh, security};
 use crate::index::Index;
 use crate::metrics::{Ended, Metrics, Refused};
+use crate::model::policy::Policies;
 use crate::reports::{Attached, Reports};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -45,6 +48,8 @@ pub struct Service {
     pub index: Arc<Index>,
     /// What the compiler takes from the settings; a change is a change of every proxy's configuration.
     pub mesh: watch::Receiver<Arc<Mesh>>,
+    /// The keys of token issuers.
+    pub keys: watch::Receiver<Arc<Keys>>,
     /// What stands behind addresses.
     pub destinations: Arc<Destinations>,
     /// How callers are checked.
@@ -124,6 +129,10 @@ impl Discovery for Service {
             sent: None,
             trusted: None,
             destinations: Watched::new(self.destinations.follower()),
+            index: self.index.clone(),
+            policies: self.index.policies(),
+            root: Arc::default(),
+            keys: self.keys.clone(),
         };
         tokio::spawn(stream.run(messages));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -146,6 +155,12 @@ struct Stream {
     sent: Option<Inbound>,
     trusted: Option<Arc<TrustBundle>>,
     destinations: Watched,
+    index: Arc<Index>,
+    /// Ticks when a policy changes, in whatever namespace.
+    policies: watch::Receiver<u64>,
+    /// The policies of the root namespace that were looked at last.
+    root: Arc<Policies>,
+    keys: watch::Receiver<Arc<Keys>>,
 }
 
 /// The destinations of a stream.
@@ -267,6 +282,15 @@ impl Stream {
                     if changed.is_err() { return }
                     due = true;
                 }
+                changed = self.policies.changed() => {
+                    if changed.is_err() { return }
+                    let root = self.index.policies_of(self.mesh.borrow().root_namespace());
+                    due |= !Arc::ptr_eq(&root, &self.root);
+                }
+                changed = self.keys.changed() => {
+                    if changed.is_err() { return }
+                    due = true;
+                }
                 changed = self.trust.changed() => {
                     if changed.is_err() { return }
                     due = true;
@@ -294,8 +318,16 @@ impl Stream {
         }
         let view = self.view.borrow_and_update().clone();
         let mesh = self.mesh.borrow_and_update().clone();
+        self.policies.mark_unchanged();
+        self.root = self.index.policies_of(mesh.root_namespace());
+        let keys = self.keys.borrow_and_update().clone();
+        let known = Known { view: &view, root: &self.root, mesh: &mesh, keys: &keys };
         let pod = view.pods.get(&self.hello.pod)?;
-        let inbound = compile::inbound_config(pod, &view, &mesh);
+        if security::jwt::awaits_keys(pod, &known) {
+            // Tokens would be refused that are good: whoever restarts us must not break his users. The first try ends soon.
+            return None;
+        }
+        let inbound = compile::inbound_config(pod, &known);
         if let Some(workload) = &inbound.workload {
             self.attached.workload(workload);
         }

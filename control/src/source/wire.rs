@@ -2,6 +2,7 @@
 //! parses, so that a list of a thousand pods never stands in memory in full. The same types read the API's JSON and a
 //! folder's YAML.
 
+use crate::compile::security;
 use crate::model::{
     Container, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Key, Namespace, Object, Owned, Owner, Pod, Redirection,
     Service, ServicePort, Target, Transport, Webhook, WebhookEntry,
@@ -11,6 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use weft_api::istio::Spec;
+use weft_api::istio::security::{self as istio, AuthorizationPolicySpec, PeerAuthenticationSpec, RequestAuthenticationSpec};
 use weft_api::{annotations as keys, names};
 use weft_webhook::options::PortSet;
 
@@ -495,6 +498,78 @@ impl Slim for WireValidator {
     }
 }
 
+/// An object of a custom resource of Istio's, as it is: what it says is read by [`crate::compile::security`]. The version is the one that
+/// the API server was found to serve.
+pub struct WirePolicy<S> {
+    metadata: ObjectMeta,
+    value: serde_json::Value,
+    spec: std::marker::PhantomData<fn() -> S>,
+}
+
+impl<S> Clone for WirePolicy<S> {
+    fn clone(&self) -> Self {
+        Self { metadata: self.metadata.clone(), value: self.value.clone(), spec: std::marker::PhantomData }
+    }
+}
+
+impl<S> std::fmt::Debug for WirePolicy<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+impl<'de, S> Deserialize<'de> for WirePolicy<S> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let metadata = match value.get("metadata") {
+            Some(metadata) => ObjectMeta::deserialize(metadata).map_err(serde::de::Error::custom)?,
+            None => ObjectMeta::default(),
+        };
+        Ok(Self { metadata, value, spec: std::marker::PhantomData })
+    }
+}
+
+impl<S: Spec> kube::Resource for WirePolicy<S> {
+    type DynamicType = &'static str;
+    type Scope = kube::core::NamespaceResourceScope;
+    fn kind(_: &&'static str) -> Cow<'static, str> {
+        S::KIND.into()
+    }
+    fn group(_: &&'static str) -> Cow<'static, str> {
+        S::GROUP.into()
+    }
+    fn version(version: &&'static str) -> Cow<'static, str> {
+        (*version).into()
+    }
+    fn plural(_: &&'static str) -> Cow<'static, str> {
+        S::PLURAL.into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Slim for WirePolicy<PeerAuthenticationSpec> {
+    fn slim(self) -> Object {
+        Object::Peer(security::peer::read(self.value))
+    }
+}
+
+impl Slim for WirePolicy<AuthorizationPolicySpec> {
+    fn slim(self) -> Object {
+        Object::Authorization(security::authorization::read(self.value))
+    }
+}
+
+impl Slim for WirePolicy<RequestAuthenticationSpec> {
+    fn slim(self) -> Object {
+        Object::Request(security::jwt::read(self.value))
+    }
+}
+
 /// Reads one document of a manifest. `None`: a kind that the control plane does not read.
 ///
 /// # Errors
@@ -509,6 +584,7 @@ pub fn parse(document: serde_json::Value) -> Result<Option<Object>, String> {
         let object: T = serde_json::from_value(document).map_err(|e| format!("{kind} {name}: {e}"))?;
         Ok(object.slim())
     }
+    let of_istio = |version: &str| version.split_once('/').is_some_and(|(group, _)| group == istio::GROUP);
     let api_version = document["apiVersion"].as_str().unwrap_or_default();
     let kind = document["kind"].as_str().unwrap_or_default();
     match (api_version, kind) {
@@ -520,6 +596,12 @@ pub fn parse(document: serde_json::Value) -> Result<Option<Object>, String> {
         ("batch/v1", "Job") => read::<WireJob>(document).map(Some),
         ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration") => read::<WireWebhook>(document).map(Some),
         ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration") => read::<WireValidator>(document).map(Some),
+        // A version that does not exist is a mistake of the policy and told as one.
+        (version, "PeerAuthentication") if of_istio(version) => read::<WirePolicy<PeerAuthenticationSpec>>(document).map(Some),
+        (version, "AuthorizationPolicy") if of_istio(version) => read::<WirePolicy<AuthorizationPolicySpec>>(document).map(Some),
+        (version, "RequestAuthentication") if of_istio(version) => {
+            read::<WirePolicy<RequestAuthenticationSpec>>(document).map(Some)
+        }
         (_, "") => Err("a document without kind; is it a Kubernetes object?".into()),
         _ => Ok(None),
     }

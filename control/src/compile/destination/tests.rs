@@ -1,4 +1,5 @@
 use super::*;
+use crate::compile::Mesh;
 use crate::index::{At, Index};
 use crate::source::wire::parse;
 
@@ -12,9 +13,12 @@ fn told_in(yaml: &str, address: &str, mesh: &Mesh) -> String {
     let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(yaml).unwrap();
     index.replace(documents.into_iter().map(|d| parse(d).unwrap().unwrap()));
     let address: SocketAddr = address.parse().unwrap();
+    let root = index.policies_of(mesh.root_namespace());
+    let keys = crate::compile::security::jwt::Keys::default();
+    let known = |view| Known { view, root: &root, mesh, keys: &keys };
     let found = match index.at(address.ip()) {
-        Some((At::Service(service), view)) => of_service(address, &service, &view, mesh),
-        Some((At::Pod(pod), view)) => of_pod(address, &pod, &view, mesh),
+        Some((At::Service(service), view)) => of_service(address, &service, &known(&view)),
+        Some((At::Pod(pod), view)) => of_pod(address, &pod, &known(&view)),
         None => unknown(address),
     };
     assert_eq!(found.address, address.to_string());
@@ -225,4 +229,25 @@ fn a_pods_own_address() {
     assert_eq!(at(&[&pod, &headless, &older], "10.0.0.1:8080"), format!("older.shop.svc.cluster.local Http direct: {endpoint}"));
     assert!(at(&[&pod, &headless], "10.0.0.1:80").starts_with("- Detect direct: p1@10.0.0.1:80"));
     assert_eq!(at(&[&pod, SERVICE], "10.0.0.1:8080"), format!("cart.shop.svc.cluster.local Http direct: {endpoint}"));
+}
+
+#[test]
+fn where_mutual_tls_is_switched_off() {
+    let policy = |spec: &str| {
+        format!(
+            "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: p, namespace: shop}}
+spec: {{{spec}}}
+---"
+        )
+    };
+    let at = |spec: &str, port: u16| told(&[pod("p1", "10.0.0.1", ""), policy(spec)].concat(), &format!("10.0.0.1:{port}"));
+    assert!(at("mtls: {mode: DISABLE}", 8080).ends_with("[]"));
+    assert!(at("mtls: {mode: STRICT}", 8080).ends_with("[ns/shop/sa/cart]"));
+    assert!(at("mtls: {mode: NONSENSE}", 8080).ends_with("[ns/shop/sa/cart]"));
+    let by_port = "selector: {matchLabels: {app: cart}}, portLevelMtls: {8080: {mode: DISABLE}}";
+    assert!(at(by_port, 8080).ends_with("[]"));
+    assert!(at(by_port, 8081).ends_with("[ns/shop/sa/cart]"));
 }
