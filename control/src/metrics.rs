@@ -134,6 +134,10 @@ pub struct Metrics {
     pub ca_bundle_writes: Family<Ended, Counter>,
     /// Writes of trust bundles.
     pub trust_bundle_writes: Family<Ended, Counter>,
+    /// Policies that are not in force as they are written.
+    pub bad_policies: Gauge,
+    /// Writes of policies' status.
+    pub policy_status_writes: Family<Ended, Counter>,
     /// Fetches of token issuers' keys.
     pub key_fetches: Family<Ended, Counter>,
     /// Events.
@@ -206,6 +210,12 @@ impl Metrics {
             self.ca_bundle_writes.clone(),
         );
         registry.register("weft_trust_bundle_writes", "Writes of trust bundle ConfigMaps", self.trust_bundle_writes.clone());
+        registry.register(
+            "weft_bad_policies",
+            "Policies that are not in force as they are written; the log and their status say why",
+            self.bad_policies.clone(),
+        );
+        registry.register("weft_policy_status_writes", "Writes of policies' status", self.policy_status_writes.clone());
         registry.register("weft_key_fetches", "Fetches of token issuers' keys", self.key_fetches.clone());
         registry.register("weft_events", "Kubernetes events: written, failed, or left out as repetitions", self.events.clone());
         registry.register(

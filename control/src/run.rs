@@ -184,6 +184,15 @@ impl Control {
             refresh: jwks::REFRESH,
         };
         tasks.spawn(issuers.run());
+        let policies = keep::policies::Task {
+            client: parts.client.clone(),
+            index: parts.index.clone(),
+            mesh: mesh_rules.clone(),
+            keys: keys.subscribe(),
+            leader: leader.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(policies.run());
         let (authority, told) = (watch::Sender::new(None), watch::Sender::new(None));
         let limits = Arc::new(Limits::new(flags.bounds()));
         let doing = watch::Sender::new(Arc::default());

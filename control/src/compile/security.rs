@@ -15,6 +15,7 @@ pub mod jwt;
 pub mod peer;
 pub mod provider;
 mod text;
+pub mod verdict;
 
 use crate::compile::Known;
 use crate::model::Pod;

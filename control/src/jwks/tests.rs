@@ -83,7 +83,10 @@ async fn what_is_fetched_and_what_is_not() {
 async fn tls_is_checked_against_the_roots_that_are_given() {
     let root = crate::ca::issue::root(std::time::SystemTime::now()).unwrap();
     let names = vec!["localhost".to_owned()];
-    let pair = crate::ca::issue::serving(&root, &names, std::time::SystemTime::now(), Duration::from_secs(3600)).unwrap();
+    let pair = crate::ca::signer::Signer::of_root(&root)
+        .unwrap()
+        .serving(&names, std::time::SystemTime::now(), Duration::from_secs(3600))
+        .unwrap();
     let chain: Vec<_> = {
         use rustls_pki_types::pem::PemObject as _;
         rustls_pki_types::CertificateDer::pem_slice_iter(pair.certificate.as_bytes()).map(Result::unwrap).collect()

@@ -55,6 +55,8 @@ pub(crate) struct FakeApi {
     /// Know nothing of streamed lists: take the request for a plain watch.
     ignores_streams: Arc<AtomicBool>,
     minor: Arc<Mutex<String>>,
+    /// A group of custom resources of which no definition exists.
+    absent: Arc<Mutex<String>>,
     pub(crate) url: String,
 }
 
@@ -69,6 +71,7 @@ impl FakeApi {
             streams: Arc::default(),
             ignores_streams: Arc::default(),
             minor: Arc::new(Mutex::new("33".into())),
+            absent: Arc::default(),
             url: format!("http://{}", listener.local_addr().unwrap()),
         };
         let router = Router::new().fallback(handle).with_state(api.clone());
@@ -97,6 +100,11 @@ impl FakeApi {
     pub(crate) fn offer_streams(&self, minor: &str, offered: bool) {
         *self.minor.lock().unwrap() = minor.into();
         self.streams.store(offered, Ordering::SeqCst);
+    }
+
+    /// Whether definitions of a group's resources are missing.
+    pub(crate) fn not_served(&self, group: &str, absent: bool) {
+        *self.absent.lock().unwrap() = if absent { format!("/apis/{group}/") } else { String::new() };
     }
 
     pub(crate) fn ignore_streams(&self) {
@@ -240,6 +248,10 @@ async fn handle(State(api): State<FakeApi>, method: Method, uri: Uri, headers: H
     let request = format!("{method} {path}");
     if api.inner.lock().unwrap().failing.iter().any(|failing| request.starts_with(failing)) {
         return status(403, "Forbidden", "not for you");
+    }
+    let absent = api.absent.lock().unwrap().clone();
+    if !absent.is_empty() && path.starts_with(&absent) {
+        return status(404, "NotFound", "the server could not find the requested resource");
     }
     if path == "/version" {
         let minor = api.minor.lock().unwrap().clone();

@@ -111,6 +111,16 @@ impl Proxy {
         }
     }
 
+    /// As [`Proxy::next`], for as long as it takes.
+    pub(crate) async fn patient(&mut self) -> (u64, Inbound) {
+        loop {
+            let message = self.stream.message().await.unwrap().expect("the stream goes on");
+            if let Some(control_message::Kind::Inbound(inbound)) = message.kind {
+                return (message.version, inbound);
+            }
+        }
+    }
+
     pub(crate) async fn silent(&mut self, time: Duration) {
         if let Ok(message) = tokio::time::timeout(time, self.stream.message()).await {
             panic!("unexpected: {message:?}");
@@ -233,17 +243,14 @@ async fn who_may_ask() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_of_manifests_in_place_of_a_cluster() {
-    let dir = tempfile::tempdir().unwrap();
-    let manifests = dir.path().join("manifests");
-    std::fs::create_dir(&manifests).unwrap();
-    let write = |name: &str, objects: &[Value]| {
-        let text: Vec<String> = objects.iter().map(Value::to_string).collect();
-        std::fs::write(manifests.join(name), text.join("\n---\n")).unwrap();
-    };
-    write("app.yaml", &[pod("shop", "cart-1", "cart"), service("shop", "cart", "cart", "http")]);
-    let trust = dir.path().join("root.pem");
+/// A control plane with a folder of manifests, and a pod's proxy at it.
+pub(crate) async fn of_manifests(
+    dir: &std::path::Path,
+    manifests: &std::path::Path,
+    namespace: &str,
+    pod: &str,
+) -> (Control, Proxy) {
+    let trust = dir.join("root.pem");
     let flags = Flags::try_parse_from([
         "weft-control",
         "--manifests",
@@ -251,7 +258,7 @@ async fn a_folder_of_manifests_in_place_of_a_cluster() {
         "--trust-bundle-out",
         trust.to_str().unwrap(),
         "--config",
-        dir.path().join("none.yaml").to_str().unwrap(),
+        dir.join("none.yaml").to_str().unwrap(),
         "--webhook-port=0",
         "--control-port=0",
         "--metrics-port=0",
@@ -262,7 +269,21 @@ async fn a_folder_of_manifests_in_place_of_a_cluster() {
     let control = Control::start(flags).await.unwrap();
     ready(control.addresses.metrics).await;
     let channel = channel(control.addresses.control, &std::fs::read_to_string(&trust).unwrap()).await;
-    let mut proxy = attach(&channel, None, hello("shop", "cart-1")).await.unwrap();
+    let proxy = attach(&channel, None, hello(namespace, pod)).await.unwrap();
+    (control, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_manifests_in_place_of_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let write = |name: &str, objects: &[Value]| {
+        let text: Vec<String> = objects.iter().map(Value::to_string).collect();
+        std::fs::write(manifests.join(name), text.join("\n---\n")).unwrap();
+    };
+    write("app.yaml", &[pod("shop", "cart-1", "cart"), service("shop", "cart", "cart", "http")]);
+    let (control, mut proxy) = of_manifests(dir.path(), &manifests, "shop", "cart-1").await;
     assert_eq!(proxy.next().await.1.ports[0].protocol(), Protocol::Http);
     write("app.yaml", &[pod("shop", "cart-1", "cart"), service("shop", "cart", "cart", "grpc")]);
     assert_eq!(proxy.next().await.1.ports[0].protocol(), Protocol::Http2);

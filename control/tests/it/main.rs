@@ -9,6 +9,7 @@ mod election;
 mod identity;
 mod keepers;
 mod lookup;
+mod policies;
 mod process;
 mod rotation;
 mod source;

@@ -653,3 +653,51 @@ fn versions() {
     assert_eq!(told(&yaml.replace("/v1\n", "/v1beta1\n"), "shop/web").authorization[0].broken, "");
     assert!(told(&yaml.replace("/v1\n", "/v3\n"), "shop/web").authorization[0].broken.starts_with("apiVersion: "));
 }
+
+#[test]
+fn what_is_said_of_policies() {
+    let yaml = [
+        peer("old", "shop", "2026-01-01T00:00:00Z", "mtls: {mode: STRICT}"),
+        peer("new", "shop", "2026-02-01T00:00:00Z", "mtls: {mode: DISABLE}"),
+        peer("bad", "other", "", "mtls: {mode: STRIKT}"),
+        peer("far", "weft-system", "", "selector: {matchLabels: {app: web}}"),
+        peer("ports", "other", "", "portLevelMtls: {1: {mode: STRICT}}"),
+        authorization("good", "shop", "rules: [{}]"),
+        authorization("star", "shop", "rules: [{to: [{operation: {paths: ['/a*b']}}]}]"),
+        authorization("typo", "shop", "rulez: []"),
+        authorization("deny", "shop", "action: DENY"),
+        authorization("gate", "shop", "targetRefs: [{kind: Gateway, name: g}]"),
+        authorization("ask", "shop", "action: CUSTOM, provider: {name: nobody}, rules: [{}]"),
+        request("keys", "shop", "jwtRules: [{issuer: a, jwksUri: 'https://a/keys'}]"),
+        request("kept", "shop", "jwtRules: [{issuer: b, jwksUri: 'https://b/keys'}]"),
+        request("soon", "shop", "jwtRules: [{issuer: c, jwksUri: 'https://c/keys'}]"),
+    ]
+    .concat();
+    let keys = Keys::from([
+        (KeySource::Uri("https://a/keys".into()), KeySet { jwks: String::new(), error: "away".into() }),
+        (KeySource::Uri("https://b/keys".into()), KeySet { jwks: JWKS.into(), error: "away".into() }),
+    ]);
+    let index = index(&yaml);
+    let all: Vec<_> = index.all_policies().iter().flat_map(|p| verdict::of_namespace(p, &Mesh::default(), &keys)).collect();
+    for (name, reason, text) in [
+        ("shop/old", "Accepted", "in force"),
+        ("shop/new", "Conflicted", "shop/old"),
+        ("other/bad", "Invalid", "spec.mtls.mode: "),
+        ("weft-system/far", "NoEffect", "root namespace"),
+        ("other/ports", "Conflicted", "other/bad"),
+        ("shop/good", "Accepted", "in force"),
+        ("shop/star", "Accepted", "\"/a*b\""),
+        ("shop/typo", "Invalid", "it allows nothing"),
+        ("shop/deny", "Invalid", "deny all requests"),
+        ("shop/gate", "TargetNotSupported", "spec.targetRefs"),
+        ("shop/ask", "UnknownProvider", "nobody"),
+        ("shop/keys", "KeysNotAvailable", "away"),
+        ("shop/kept", "Accepted", "in force"),
+    ] {
+        let verdict = all.iter().find(|v| v.key.to_string() == name).unwrap_or_else(|| panic!("nothing is said of {name}"));
+        assert_eq!(verdict.wanted.reason, reason, "{name}: {}", verdict.wanted.message);
+        assert!(verdict.wanted.message.contains(text), "{name}: {}", verdict.wanted.message);
+        assert_eq!(verdict.wanted.status == "True", reason == "Accepted");
+    }
+    assert!(!all.iter().any(|v| v.key.name == "soon"), "of keys that were not asked for yet nothing is said");
+}
