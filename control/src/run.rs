@@ -203,8 +203,8 @@ impl Control {
             reports: reports.clone(),
             authority: doing.subscribe(),
         });
-        let known = Known::new(parts.index.clone(), mesh_rules.clone(), settings.clone())
-            .with_plaintext_callers(surroundings::reported(mind.clone()));
+        let known =
+            Known::new(parts.index.clone(), mesh_rules.clone()).with_plaintext_callers(surroundings::reported(mind.clone()));
         let admission = crate::admission::router(lookup, observer, settings.clone(), cluster, known, &mut registry);
         let discovery = discovery::Service {
             index: parts.index.clone(),

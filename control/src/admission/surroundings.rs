@@ -1,6 +1,7 @@
 //! What validation may know of the cluster, out of the index. Nothing here waits: what is not in memory is not known.
 
 use crate::ask::{EdgeQuestion, MOST_EDGES, Mind, workload_of};
+use crate::compile::security::provider;
 use crate::compile::{Mesh, inbound, workload};
 use crate::index::{Index, View};
 use crate::model::{Pod, Transport};
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use weft_api::wire;
-use weft_webhook::Settings;
 use weft_webhook::validate::{PlaintextCaller, PodFacts, PodPort, Protocol, ServicePort, Surroundings};
 
 type Labels = BTreeMap<String, String>;
@@ -21,14 +21,13 @@ pub type PlaintextCallers = Box<dyn Fn(Option<&str>, &Labels) -> Vec<PlaintextCa
 pub struct Known {
     index: Arc<Index>,
     mesh: watch::Receiver<Arc<Mesh>>,
-    settings: watch::Receiver<Arc<Settings>>,
     plaintext: Option<PlaintextCallers>,
 }
 
 impl Known {
     /// Out of these.
-    pub fn new(index: Arc<Index>, mesh: watch::Receiver<Arc<Mesh>>, settings: watch::Receiver<Arc<Settings>>) -> Self {
-        Self { index, mesh, settings, plaintext: None }
+    pub fn new(index: Arc<Index>, mesh: watch::Receiver<Arc<Mesh>>) -> Self {
+        Self { index, mesh, plaintext: None }
     }
 
     /// With what the proxies reported of callers without mutual TLS. Without it nothing is said about them.
@@ -45,15 +44,20 @@ impl Known {
 
 impl Surroundings for Known {
     fn root_namespace(&self) -> Option<String> {
-        Some(self.settings.borrow().control_namespace.clone())
+        Some(self.mesh.borrow().root_namespace().to_owned())
     }
 
     fn trust_domains(&self) -> Vec<String> {
-        vec![self.settings.borrow().trust_domain.clone()]
+        let mesh = self.mesh.borrow();
+        std::iter::once(&mesh.trust_domain).chain(&mesh.policy.trust_domain_aliases).cloned().collect()
     }
 
     fn has_namespace(&self, name: &str) -> Option<bool> {
         self.synced().then(|| self.index.namespace(name).is_some())
+    }
+
+    fn has_provider(&self, name: &str) -> Option<bool> {
+        Some(provider::authorizer(name, &self.mesh.borrow()).is_some())
     }
 
     fn pods(&self, namespace: Option<&str>, labels: &Labels) -> Option<Vec<PodFacts>> {
@@ -180,9 +184,8 @@ spec:
         let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(SHOP).unwrap();
         index.replace(documents.into_iter().map(|d| parse(d).unwrap().unwrap()));
         let (_, mesh) = watch::channel(Arc::new(Mesh::default()));
-        let (_, settings) = watch::channel(Arc::new(Settings::default()));
         index.publish();
-        Known::new(index, mesh, settings)
+        Known::new(index, mesh)
     }
 
     fn warnings(known: &Known, kind: Kind, namespace: &str, spec: serde_json::Value) -> Vec<String> {
@@ -209,8 +212,7 @@ spec:
     #[test]
     fn nothing_is_said_before_all_is_known() {
         let (_, mesh) = watch::channel(Arc::new(Mesh::default()));
-        let (_, settings) = watch::channel(Arc::new(Settings::default()));
-        let known = Known::new(Arc::new(Index::new([crate::model::Kind::Pod])), mesh, settings);
+        let known = Known::new(Arc::new(Index::new([crate::model::Kind::Pod])), mesh);
         assert_eq!((known.pods(None, &Labels::default()), known.has_namespace("shop")), (None, None));
     }
 
@@ -263,7 +265,8 @@ spec:
         ];
         web.report(wire::Report { edges, ..wire::Report::default() });
         let (_, authority) = watch::channel(Arc::default());
-        let mind = Arc::new(Mind { index: known.index.clone(), mesh: known.mesh.clone(), reports, authority });
+        let (_, keys) = watch::channel(Arc::default());
+        let mind = Arc::new(Mind { index: known.index.clone(), mesh: known.mesh.clone(), keys, reports, authority });
         let asked = |namespace: Option<&str>, app: &str| {
             let found = reported(mind.clone())(namespace, &Labels::from([("app".to_owned(), app.to_owned())]));
             found.into_iter().map(|c| (c.who, c.port, c.count)).collect::<Vec<_>>()
