@@ -186,6 +186,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Table {
     entries: Vec<Entry>,
+    /// Where the ids of each group end.
+    ends: [RuleId; GROUPS],
     index: Index,
 }
 
@@ -333,22 +335,30 @@ impl Table {
         // Stable: within a group by authorizer, else by the order of the configuration.
         entries.sort_by_key(|entry| (entry.group, if entry.group == Group::Custom { entry.authorizer } else { 0 }));
         let index = Index::new(entries.iter().map(|entry| &entry.rule));
-        Self { entries, index }
+        let mut ends = [0; GROUPS];
+        for (group, end) in ends.iter_mut().enumerate() {
+            *end = entries.partition_point(|entry| entry.group as usize <= group) as RuleId;
+        }
+        Self { entries, ends, index }
     }
 
     /// The first rule of each group that matches. CUSTOM counts from the authorizer with this number.
     fn find(&self, request: &Request<'_>, authorizers_from: u32) -> Found {
         let mut found = Found::default();
         self.index.candidates(request, |ids| {
-            for id in ids {
-                let entry = &self.entries[*id as usize];
+            let mut rest = ids;
+            while let Some((&id, tail)) = rest.split_first() {
+                rest = tail;
+                let entry = &self.entries[id as usize];
                 let first = &mut found[entry.group as usize];
-                if first.is_some_and(|first| first <= *id) || entry.group == Group::Custom && entry.authorizer < authorizers_from
+                if first.is_some_and(|first| first <= id) {
+                    // Nothing better comes in this group: on to the next.
+                    let end = self.ends[entry.group as usize];
+                    rest = &rest[rest.partition_point(|other| *other < end)..];
+                } else if (entry.group != Group::Custom || entry.authorizer >= authorizers_from)
+                    && entry.rule.matches(request, &mut Unseen)
                 {
-                    continue;
-                }
-                if entry.rule.matches(request, &mut Unseen) {
-                    *first = Some(*id);
+                    *first = Some(id);
                 }
             }
         });
