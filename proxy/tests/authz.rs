@@ -620,3 +620,34 @@ fn opaque_connections_are_asked_about_by_grpc() {
     client.write_all(b"ping").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
 }
+
+#[test]
+fn over_http2_a_refusal_is_of_one_stream() {
+    let app = support::nobody();
+    let deny = policy("p", Deny, vec![to(wire::Operation { methods: vec![is("POST")], ..Default::default() })]);
+    let gate = Gate::new(app, Protocol::Http, None, inbound(vec![deny]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(gate.addr).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(async move { connection.await.unwrap() });
+        for (kind, status, grpc) in [("application/json", 403, None), ("application/grpc", 200, Some("7"))] {
+            let request = ::http::Request::post("http://app/s/m").header("content-type", kind).body(()).unwrap();
+            let (answer, mut body) = client.send_request(request, false).unwrap();
+            body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status(), status);
+            assert_eq!(answer.headers().get("grpc-status").map(|value| value.to_str().unwrap()), grpc);
+            let mut text = Vec::new();
+            let mut stream = answer.into_body();
+            while let Some(data) = stream.data().await {
+                text.extend_from_slice(&data.unwrap());
+            }
+            assert_eq!(text, if grpc.is_some() { &b""[..] } else { b"RBAC: access denied" });
+        }
+        // The connection serves others.
+        let request = ::http::Request::get("http://app/").body(()).unwrap();
+        let (answer, _) = client.send_request(request, true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 503, "let in, and the app is away");
+    });
+}
