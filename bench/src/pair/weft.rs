@@ -128,6 +128,7 @@ fn objects(server: Fronts) -> Vec<Value> {
             "status": {
                 "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
                 "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "weft-proxy", "started": true, "ready": true, "state": {"running": {}}}],
             },
         }));
     }
