@@ -4,7 +4,7 @@
 //! Without an ALLOW policy everything that is not denied may pass; with one, only what an ALLOW matches. Policies in dry run have a verdict
 //! of their own, which is reported and never enforced.
 //!
-//! [`Engine::check`] allocates nothing (but for a request header that occurs twice and is asked for). A policy that can't be understood is
+//! [`Engine::check`] allocates nothing (but where a policy asks for `:path` and there is a query). A policy that can't be understood is
 //! *broken*: as ALLOW it matches nothing, as DENY or CUSTOM it denies everything. Nothing here can fail at the time of a request.
 //!
 //! Connections whose bytes are not looked into have rules of their own, made beforehand: an ALLOW rule with a test of HTTP does not

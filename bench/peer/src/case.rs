@@ -1,5 +1,6 @@
 //! What is asked, and what the answer was.
 
+use serde_json::Value;
 use std::net::Ipv4Addr;
 use weft_api::istio::security::{Action, AuthorizationPolicySpec};
 
@@ -27,6 +28,8 @@ pub(crate) struct Set {
     pub(crate) http: bool,
     /// All policies that select it.
     pub(crate) policies: Vec<AuthorizationPolicySpec>,
+    /// The same, as they are written.
+    pub(crate) raw: Vec<Value>,
     /// What is sent to it.
     pub(crate) calls: Vec<Call>,
 }
@@ -109,6 +112,12 @@ impl Call {
     /// As it is sent.
     pub(crate) fn method(&self) -> &[u8] {
         self.line.split(|b| *b == b' ').next().unwrap_or_default()
+    }
+
+    /// As it is sent: path, query and all.
+    pub(crate) fn target(&self) -> &[u8] {
+        let method = self.method().len();
+        self.line.get(method + 1..).unwrap_or_default()
     }
 
     /// For people.

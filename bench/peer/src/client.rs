@@ -105,9 +105,7 @@ fn read_http(reply: &[u8]) -> Result<Answer> {
     match status.context("no status")? {
         200 => Ok(Answer::Allowed(header(b"x-seen-path"))),
         403 => Ok(Answer::Denied),
-        // The request has come as far as the routes, which is behind the policies.
-        404 => Ok(Answer::Allowed(None)),
-        status @ (400 | 405 | 421 | 426 | 431 | 501 | 505) => Ok(Answer::Malformed(status)),
+        status @ (400 | 404 | 405 | 421 | 426 | 431 | 501 | 505) => Ok(Answer::Malformed(status)),
         status => bail!("status {status}: {:?}", reply.escape_ascii().to_string()),
     }
 }

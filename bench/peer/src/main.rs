@@ -10,6 +10,7 @@ mod difference;
 mod envoy;
 mod generate;
 mod identity;
+mod proxy;
 mod table;
 mod translate;
 mod weft;
@@ -83,7 +84,7 @@ fn run(args: &Args) -> Result<bool> {
         theirs.push(each.collect::<Result<Vec<Answer>>>()?);
     }
     drop(envoy);
-    let ours = weft::answers(&sets, args.proxy.as_deref(), dir.path(), echo)?;
+    let ours = weft::answers(&sets, args.proxy.as_deref(), dir.path())?;
     Ok(report(args, &sets, &theirs, &ours, by_hand))
 }
 

@@ -2,6 +2,7 @@
 //! Envoy and Weft agree and are both wrong, that is said as well.
 
 use crate::case::{Answer, Call, Mode, Set};
+use crate::difference;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -76,7 +77,7 @@ fn table() -> Vec<(Mode, Value, Rows)> {
                 ("GET /\\admin", Fail),
                 ("GET /x//../admin", Pass),
                 ("GET /x//..//../admin", Pass),
-                ("GET /x//..//..//../admin", Fail),
+                ("GET /x//..//..//../admin", Pass),
                 ("GET /%2fadmin", Pass),
                 ("GET /admin%2fx", Pass),
             ],
@@ -118,7 +119,7 @@ fn table() -> Vec<(Mode, Value, Rows)> {
                 ("GET /public/..%2fadmin", Pass),
                 ("GET /public\\..\\admin", Fail),
                 ("GET /x/../public/x", Pass),
-                ("GET /public/..;/admin", Pass),
+                ("GET /public/..;/admin", Fail), ("GET /public/%2e%2e;x/admin", Fail), ("GET /public/..;x=1/../admin", Fail),
                 ("GET /publicx", Fail),
                 ("GET /admin?/public/x", Fail),
                 ("GET /admin#/public/x", Fail),
@@ -177,7 +178,7 @@ fn table() -> Vec<(Mode, Value, Rows)> {
                 ("GET /", Fail),
                 ("GET / | Host: a | x-role:", Fail),
                 ("GET / | Host: a | x-role: Admin", Fail),
-                ("GET / | Host: a | x-role: user | x-role: admin", Fail),
+                ("GET / | Host: a | x-role: user | x-role: admin", Pass),
                 ("GET / | Host: a | x-role: admin | x-role: user", Fail),
                 ("GET / | Host: a | x-role: admin | x-role: admin", Fail),
             ],
@@ -188,7 +189,7 @@ fn table() -> Vec<(Mode, Value, Rows)> {
             &[
                 ("GET /", Fail),
                 ("GET / | Host: a | x-role: admin", Pass),
-                ("GET / | Host: a | x-role: x | x-role: admin", Fail),
+                ("GET / | Host: a | x-role: x | x-role: admin", Pass), ("GET / | Host: a | x-role: x,admin", Fail),
                 ("GET / | Host: a | x_role: admin", Fail),
             ],
         ),
@@ -250,6 +251,14 @@ fn table() -> Vec<(Mode, Value, Rows)> {
     ];
     rows.push((
         Mode::Base,
+        json!([{"action": "DENY", "rules": [{"when": [{"key": "request.headers[x-role]", "values": ["bad"]}]}]}]),
+        &[
+            ("GET /", Pass), ("GET / | Host: a | x-role: bad", Fail), ("GET / | Host: a | x-role: good | x-role: bad", Fail),
+            ("GET / | Host: a | x-role: bad | x-role: good", Fail), ("GET / | Host: a | X-ROLE:  bad ", Fail), ("GET / | Host: a | x-role: bad,good", Pass),
+        ],
+    ));
+    rows.push((
+        Mode::Base,
         json!([{"action": "DENY", "rules": [{"to": [{"operation": {"notPaths": ["/healthz"]}}]}]}]),
         &[
             ("GET /healthz", Pass),
@@ -269,9 +278,10 @@ fn table() -> Vec<(Mode, Value, Rows)> {
 /// The table, with ports from `first_port` on.
 pub(crate) fn sets(first_port: u16) -> Result<Vec<Set>> {
     let each = table().into_iter().enumerate().map(|(n, (mode, policies, rows))| {
+        let raw = policies.as_array().cloned().unwrap_or_default();
         let policies = serde_json::from_value(policies).with_context(|| format!("policies {n} of the table"))?;
         let calls = rows.iter().map(|(text, _)| call(text)).collect();
-        Ok(Set { port: first_port + n as u16, mode, http: true, policies, calls })
+        Ok(Set { port: first_port + n as u16, mode, http: true, policies, raw, calls })
     });
     each.collect()
 }
@@ -296,7 +306,8 @@ pub(crate) fn wrong(sets: &[Set], theirs: &[Vec<Answer>], ours: &[Vec<Answer>]) 
     for (n, (_, _, rows)) in table().into_iter().enumerate() {
         for (m, (text, must)) in rows.iter().enumerate() {
             for (who, answer) in [("Weft", &ours[n][m]), ("Envoy", &theirs[n][m])] {
-                if answer.allowed() != (*must == Must::Pass) {
+                let meant = who == "Envoy" && difference::known(&sets[n], &sets[n].calls[m], &theirs[n][m], &ours[n][m], true).is_some();
+                if answer.allowed() != (*must == Must::Pass) && !meant {
                     out.push(format!(
                         "{who}, {:?}: {text} must {must:?}, was {}\n{}",
                         sets[n].mode,

@@ -1,7 +1,7 @@
 //! Weft's answers: from the engine that the proxy uses, or from a real proxy.
 
 use crate::case::{Answer, Call, IDENTITIES, Mode, Set};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use weft_api::istio::security::{Action, AuthorizationPolicySpec};
@@ -13,9 +13,9 @@ use weft_policy::path::{Normalization, normalise};
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 3, 2);
 
 /// The answers to all calls of all sets.
-pub(crate) fn answers(sets: &[Set], proxy: Option<&Path>, _dir: &Path, _echo: SocketAddr) -> Result<Vec<Vec<Answer>>> {
-    if proxy.is_some() {
-        bail!("--proxy: not here yet");
+pub(crate) fn answers(sets: &[Set], proxy: Option<&Path>, dir: &Path) -> Result<Vec<Vec<Answer>>> {
+    if let Some(binaries) = proxy {
+        return crate::proxy::answers(sets, binaries, dir);
     }
     Ok(sets.iter().map(engine).collect())
 }

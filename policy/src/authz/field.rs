@@ -4,7 +4,6 @@
 use super::request::Request;
 use super::text::{Fold, TextMatch};
 use ipnet::IpNet;
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// What is looked at.
@@ -84,10 +83,14 @@ impl Field {
             Values::Texts(patterns) => {
                 let fold = self.attribute.fold();
                 match &self.attribute {
-                    Attribute::Header(name) => header(name, request).is_some_and(|value| {
-                        // A field that is there is present, were it empty: as Envoy sees it.
-                        patterns.iter().any(|pattern| *pattern == TextMatch::Present || pattern.matches(&value, fold))
-                    }),
+                    Attribute::Header(name) => {
+                        let mut met = false;
+                        header(name, request, &mut |value| {
+                            // A field that is there is present, were it empty: as Envoy sees it.
+                            met |= patterns.iter().any(|pattern| *pattern == TextMatch::Present || pattern.matches(value, fold));
+                        });
+                        met
+                    }
                     Attribute::Audiences => {
                         token(request).is_some_and(|token| token.audiences().any(|value| any(patterns, value.as_bytes(), fold)))
                     }
@@ -122,7 +125,11 @@ impl Field {
             Attribute::SourceIp | Attribute::RemoteIp | Attribute::DestinationIp => {
                 address(&self.attribute, request).map(|ip| ip.to_string())
             }
-            Attribute::Header(name) => header(name, request).map(|value| words(&value)),
+            Attribute::Header(name) => {
+                let mut all = Vec::new();
+                header(name, request, &mut |value| all.push(words(value)));
+                (!all.is_empty()).then(|| all.join(", "))
+            }
             Attribute::Audiences => token(request).map(|token| token.audiences().collect::<Vec<_>>().join(", ")),
             Attribute::Claim(path) => token(request).and_then(|token| {
                 let mut all = Vec::new();
@@ -178,16 +185,15 @@ pub(crate) fn text<'a>(attribute: &Attribute, request: &Request<'a>) -> Option<&
     Some(text)
 }
 
-/// A header by name. What HTTP/2 and Envoy call pseudo-headers are found too.
-pub(crate) fn header<'a>(name: &str, request: &Request<'a>) -> Option<Cow<'a, [u8]>> {
-    let http = request.http.as_ref()?;
-    match name {
-        ":authority" | "host" => Some(Cow::Borrowed(http.host)),
-        ":method" => Some(Cow::Borrowed(http.method.as_bytes())),
-        ":path" => Some(match http.query {
-            None => Cow::Borrowed(http.path.as_bytes()),
-            Some(query) => Cow::Owned([http.path.as_bytes(), b"?", query.as_bytes()].concat()),
-        }),
-        name => http.headers.joined(name),
+/// Shows each value of a header by itself, so that nobody hides one behind another by sending the field twice. What HTTP/2 and Envoy call
+/// pseudo-headers are found too.
+pub(crate) fn header(name: &str, request: &Request<'_>, each: &mut dyn FnMut(&[u8])) {
+    let Some(http) = request.http.as_ref() else { return };
+    match (name, http.query) {
+        (":authority" | "host", _) => each(http.host),
+        (":method", _) => each(http.method.as_bytes()),
+        (":path", None) => each(http.path.as_bytes()),
+        (":path", Some(query)) => each(&[http.path.as_bytes(), b"?", query.as_bytes()].concat()),
+        (name, _) => http.headers.each(name, each),
     }
 }

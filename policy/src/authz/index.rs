@@ -293,11 +293,7 @@ impl Index {
                         show(rules);
                     }
                 }
-                Attribute::Header(name) => {
-                    if let Some(value) = header(name, request) {
-                        drawer.text(&value, Fold::Exactly, &mut show);
-                    }
-                }
+                Attribute::Header(name) => header(name, request, &mut |value| drawer.text(value, Fold::Exactly, &mut show)),
                 plain => {
                     if let Some(text) = text(plain, request) {
                         drawer.text(text, plain.fold(), &mut show);

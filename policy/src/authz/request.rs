@@ -90,6 +90,13 @@ pub trait Headers {
     /// The value of the field with that name (in lower case): if there are several, joined by "," in their order. `None`: there is no such
     /// field.
     fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>>;
+
+    /// Shows the value of each field with that name (in lower case), in their order.
+    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
+        if let Some(value) = self.joined(name) {
+            show(&value);
+        }
+    }
 }
 
 /// Pairs of name (lower case) and value; for tests and for questions that people ask by hand.
@@ -99,11 +106,19 @@ impl Headers for [(String, String)] {
         let first = values.next()?;
         Some(values.fold(Cow::Borrowed(first), |joined, next| Cow::Owned([&joined, &b","[..], next].concat())))
     }
+
+    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
+        self.iter().filter(|(field, _)| field == name).for_each(|(_, value)| show(value.as_bytes()));
+    }
 }
 
 impl Headers for Vec<(String, String)> {
     fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.as_slice().joined(name)
+    }
+
+    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
+        self.as_slice().each(name, show);
     }
 }
 

@@ -228,14 +228,13 @@ fn condition_matches(condition: &wire::Condition, domains: &[String], request: &
         Attribute::RequestHeader => {
             let http = request.http.as_ref().unwrap();
             let name = condition.path[0].to_lowercase();
-            let all: Vec<&str> = http.headers.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.as_str()).collect();
-            let value = match name.as_str() {
-                "host" | ":authority" => Some(http.host.clone()),
-                ":method" => Some(http.method.clone()),
-                ":path" => Some(http.path.clone() + &http.query.as_ref().map(|q| format!("?{q}")).unwrap_or_default()),
-                _ => (!all.is_empty()).then(|| all.join(",")),
+            let all: Vec<String> = match name.as_str() {
+                "host" | ":authority" => vec![http.host.clone()],
+                ":method" => vec![http.method.clone()],
+                ":path" => vec![http.path.clone() + &http.query.as_ref().map(|q| format!("?{q}")).unwrap_or_default()],
+                _ => http.headers.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.clone()).collect(),
             };
-            pair(values, not, |p| value.as_ref().is_some_and(|value| p.kind == Some(Kind::Present(true)) || text_is(p, value)))
+            pair(values, not, |p| all.iter().any(|value| p.kind == Some(Kind::Present(true)) || text_is(p, value)))
         }
         Attribute::SourceIp => pair(values, not, |p| in_block(exact(p), request.source_ip)),
         Attribute::RemoteIp => pair(values, not, |p| in_block(exact(p), request.remote_ip)),
