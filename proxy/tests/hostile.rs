@@ -174,13 +174,33 @@ fn certificates_that_prove_nothing_are_refused() {
         ("another trust domain", Ca::leaf("spiffe://other.example/ns/default/sa/client", HOUR), "other.example"),
         ("a trust domain as a prefix", Ca::leaf("spiffe://cluster.local.evil/ns/default/sa/client", HOUR), "cluster.local.evil"),
         ("expired", changed(&|p| (p.not_before, p.not_after) = ((now - 2 * HOUR).into(), (now - HOUR).into())), "has expired"),
-        ("not yet valid", changed(&|p| (p.not_before, p.not_after) = ((now + HOUR).into(), (now + 2 * HOUR).into())), "not valid yet"),
-        ("for servers only", changed(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]), "not meant for this use"),
-        ("for signing code", changed(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "not meant for this use"),
+        (
+            "not yet valid",
+            changed(&|p| (p.not_before, p.not_after) = ((now + HOUR).into(), (now + 2 * HOUR).into())),
+            "not valid yet",
+        ),
+        (
+            "for servers only",
+            changed(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+            "not meant for this use",
+        ),
+        (
+            "for signing code",
+            changed(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+            "not meant for this use",
+        ),
         ("no name", changed(&|p| p.subject_alt_names = vec![]), "no SPIFFE identity"),
-        ("a DNS name only", changed(&|p| p.subject_alt_names = vec![SanType::DnsName("client.example".try_into().unwrap())]), "no SPIFFE identity"),
+        (
+            "a DNS name only",
+            changed(&|p| p.subject_alt_names = vec![SanType::DnsName("client.example".try_into().unwrap())]),
+            "no SPIFFE identity",
+        ),
         ("two identities", changed(&|p| p.subject_alt_names.push(uri(&spiffe("other")))), "several URI names"),
-        ("another scheme", changed(&|p| p.subject_alt_names = vec![uri("https://cluster.local/ns/default/sa/client")]), "is no SPIFFE identity"),
+        (
+            "another scheme",
+            changed(&|p| p.subject_alt_names = vec![uri("https://cluster.local/ns/default/sa/client")]),
+            "is no SPIFFE identity",
+        ),
         ("no path", changed(&|p| p.subject_alt_names = vec![uri("spiffe://cluster.local")]), "mutual TLS failed"),
     ];
     for (n, (what, params, words)) in cases.into_iter().enumerate() {

@@ -7,38 +7,184 @@ use serde_json::{Map, Value, json};
 use std::net::Ipv4Addr;
 
 const HOSTS: &[&str] = &[
-    "a.example", "A.Example", "a.example:8080", "b.example", "x.a.example", "a.example.", "127.0.0.1", "[::1]:80", "b.example:80",
-    "a_b.example", "",
+    "a.example",
+    "A.Example",
+    "a.example:8080",
+    "b.example",
+    "x.a.example",
+    "a.example.",
+    "127.0.0.1",
+    "[::1]:80",
+    "b.example:80",
+    "a_b.example",
+    "",
 ];
 const HOST_PATTERNS: &[&str] =
     &["a.example", "A.EXAMPLE", "a.example:*", "*.example", "*.a.example", "a*", "*", "b.example:80", "*:8080", "127.0.0.1"];
-const METHODS: &[&str] = &["GET", "GET", "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "get", "Get", "PURGE", "CUSTOM"];
+const METHODS: &[&str] =
+    &["GET", "GET", "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "get", "Get", "PURGE", "CUSTOM"];
 const METHOD_PATTERNS: &[&str] = &["GET", "POST", "P*", "*T", "*", "get", "DELETE", "HEAD"];
 const SEGMENTS: &[&str] = &[
-    "admin", "admin", "admin", "public", "a", "b", "A", "Admin", "%61dmin", "adm%69n", "a%64min", "..", "..", ".", "%2e", "%2E", "%2e%2e",
-    ".%2e", "%2E.", "...", "..;", "admin;x=1", ";x", ";", "", "", "a.b", "a%2fb", "a%2Fadmin", "..%2fadmin", "%2e%2e%2fadmin", "a%5cb", "..%5cadmin",
-    "a\\admin", "..\\admin", "%5c..", "%20", "a%20b", "+", "~", "%7e", "%7E", "%25", "%252e%252e", "%252fadmin", "%", "%2", "%zz", "%2G", "*", ":", "@",
-    "!", "$", "'", "(a)", ",", "=", "&", "a=b", "{x}", "|", "^", "`", "\"", "<a>", "[a]", "%00", "%0a", "%ff", "%c0%ae", "%c3%a9", "\u{e9}",
+    "admin",
+    "admin",
+    "admin",
+    "public",
+    "a",
+    "b",
+    "A",
+    "Admin",
+    "%61dmin",
+    "adm%69n",
+    "a%64min",
+    "..",
+    "..",
+    ".",
+    "%2e",
+    "%2E",
+    "%2e%2e",
+    ".%2e",
+    "%2E.",
+    "...",
+    "..;",
+    "admin;x=1",
+    ";x",
+    ";",
+    "",
+    "",
+    "a.b",
+    "a%2fb",
+    "a%2Fadmin",
+    "..%2fadmin",
+    "%2e%2e%2fadmin",
+    "a%5cb",
+    "..%5cadmin",
+    "a\\admin",
+    "..\\admin",
+    "%5c..",
+    "%20",
+    "a%20b",
+    "+",
+    "~",
+    "%7e",
+    "%7E",
+    "%25",
+    "%252e%252e",
+    "%252fadmin",
+    "%",
+    "%2",
+    "%zz",
+    "%2G",
+    "*",
+    ":",
+    "@",
+    "!",
+    "$",
+    "'",
+    "(a)",
+    ",",
+    "=",
+    "&",
+    "a=b",
+    "{x}",
+    "|",
+    "^",
+    "`",
+    "\"",
+    "<a>",
+    "[a]",
+    "%00",
+    "%0a",
+    "%ff",
+    "%c0%ae",
+    "%c3%a9",
+    "\u{e9}",
 ];
 const JOINTS: &[&str] = &["/", "/", "/", "/", "/", "/", "//", "\\", "%2f", "%5C", "/./"];
-const TAILS: &[&str] = &["", "", "", "", "/", "?", "?q=1", "?q=/admin", "?/../admin", "#f", "#", "?a#b", "#?x", "//", "/.", "/..", "%3fq", "%23f", ";", "/;x"];
+const TAILS: &[&str] = &[
+    "",
+    "",
+    "",
+    "",
+    "/",
+    "?",
+    "?q=1",
+    "?q=/admin",
+    "?/../admin",
+    "#f",
+    "#",
+    "?a#b",
+    "#?x",
+    "//",
+    "/.",
+    "/..",
+    "%3fq",
+    "%23f",
+    ";",
+    "/;x",
+];
 const PATH_PATTERNS: &[&str] = &[
-    "/admin", "/admin", "/admin/*", "/admin*", "*/admin", "*admin", "*", "/", "/public", "/public*", "/a", "/a/*", "/a/{*}", "/{*}/admin", "/a/{**}",
-    "/{**}/admin", "/{*}", "/a/{*}/b", "/{**}", "/Admin", "/a.b", "*/a", "/a/admin", "//admin", "*;x", "/admin/", "/a%2Fb", "/a%5Cb", "/%25",
+    "/admin",
+    "/admin",
+    "/admin/*",
+    "/admin*",
+    "*/admin",
+    "*admin",
+    "*",
+    "/",
+    "/public",
+    "/public*",
+    "/a",
+    "/a/*",
+    "/a/{*}",
+    "/{*}/admin",
+    "/a/{**}",
+    "/{**}/admin",
+    "/{*}",
+    "/a/{*}/b",
+    "/{**}",
+    "/Admin",
+    "/a.b",
+    "*/a",
+    "/a/admin",
+    "//admin",
+    "*;x",
+    "/admin/",
+    "/a%2Fb",
+    "/a%5Cb",
+    "/%25",
 ];
 const HEADERS: &[&str] = &[
-    "X-Tenant: a", "x-tenant: b", "X-TENANT: ab", "x-tenant:", "x-tenant: a,b", "x-tenant:  a  ", "x-tenant: A", "x-debug: 1", "X-Debug: true",
-    "x-tenant: a b", "x-forwarded-for: 10.1.1.1", "x-tenant: \t b",
+    "X-Tenant: a",
+    "x-tenant: b",
+    "X-TENANT: ab",
+    "x-tenant:",
+    "x-tenant: a,b",
+    "x-tenant:  a  ",
+    "x-tenant: A",
+    "x-debug: 1",
+    "X-Debug: true",
+    "x-tenant: a b",
+    "x-forwarded-for: 10.1.1.1",
+    "x-tenant: \t b",
 ];
 const HEADER_KEYS: &[&str] = &["request.headers[x-tenant]", "request.headers[X-Tenant]", "request.headers[x-debug]"];
 const HEADER_PATTERNS: &[&str] = &["a", "b", "*", "a*", "*b", "a,b", "1", "A", "a,a"];
 const SOURCES: &[Ipv4Addr] = &[Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 1, 2, 3)];
-const BLOCKS: &[&str] = &["127.0.0.0/8", "127.0.0.1", "127.0.0.2/32", "127.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "127.0.0.1/31", "::/0", "::1"];
+const BLOCKS: &[&str] =
+    &["127.0.0.0/8", "127.0.0.1", "127.0.0.2/32", "127.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "127.0.0.1/31", "::/0", "::1"];
 /// Both proxies' addresses are in each of them or in none.
 const DESTINATIONS: &[&str] = &["127.0.0.0/8", "127.0.3.0/24", "10.0.0.0/8", "127.0.2.0/24"];
 const PRINCIPALS: &[&str] = &[
-    "cluster.local/ns/default/sa/frontend", "cluster.local/ns/prod/sa/frontend", "*", "cluster.local/ns/default/*", "*/sa/frontend", "*frontend2",
-    "cluster.local/ns/default/sa/a.b", "cluster.local/ns/default/sa/axb", "cluster.local/ns/default*", "other.local/ns/default/sa/frontend",
+    "cluster.local/ns/default/sa/frontend",
+    "cluster.local/ns/prod/sa/frontend",
+    "*",
+    "cluster.local/ns/default/*",
+    "*/sa/frontend",
+    "*frontend2",
+    "cluster.local/ns/default/sa/a.b",
+    "cluster.local/ns/default/sa/axb",
+    "cluster.local/ns/default*",
+    "other.local/ns/default/sa/frontend",
 ];
 const NAMESPACES: &[&str] = &["default", "prod", "prod*", "*", "*-eu", "p*d", "def.ult", "d*x"];
 const ACCOUNTS: &[&str] = &["default/frontend", "prod/frontend", "prod-eu/api", "default/a.b", "default/axb", "default/front"];
@@ -70,7 +216,8 @@ pub(crate) fn sets(seed: u64, count: usize, calls: usize, first_port: u16) -> Ve
         let http = !dice.chance(10);
         let number = dice.pick(&[1, 1, 1, 2, 2, 3]);
         let raw: Vec<Value> = (0..number).map(|_| policy(&mut dice, port)).collect();
-        let policies = raw.iter().map(|spec| serde_json::from_value(spec.clone()).expect("the generator knows the schema")).collect();
+        let policies =
+            raw.iter().map(|spec| serde_json::from_value(spec.clone()).expect("the generator knows the schema")).collect();
         let mode = dice.pick(&[Mode::Base, Mode::Base, Mode::None, Mode::MergeSlashes, Mode::DecodeAndMergeSlashes]);
         let calls = if http { calls } else { calls / 8 };
         Set { port, mode, http, policies, raw, calls: (0..calls).map(|_| call(&mut dice)).collect() }

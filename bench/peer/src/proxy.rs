@@ -98,7 +98,9 @@ impl Control {
             command.args([flag, &port.to_string()]);
         }
         let mut process = spawn(command, &dir.join("control.log"))?;
-        wait(&mut process, &dir.join("control.log"), || get(SocketAddr::from(([127, 0, 0, 1], ports[2])), "/healthz/ready").is_ok())?;
+        wait(&mut process, &dir.join("control.log"), || {
+            get(SocketAddr::from(([127, 0, 0, 1], ports[2])), "/healthz/ready").is_ok()
+        })?;
         Ok(Self { dir, port: ports[1], _process: process })
     }
 
@@ -271,4 +273,3 @@ fn tell(mut stream: TcpStream) -> std::io::Result<()> {
         seen.drain(..end + 4);
     }
 }
-

@@ -1,6 +1,5 @@
 //! What a decision looks at: borrowed from wherever the proxy has it.
 
-use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 /// A request (HTTP) or a connection (TCP: without [`Request::http`]) that wants in.
@@ -87,36 +86,18 @@ pub struct Http<'a> {
 
 /// Header fields by name.
 pub trait Headers {
-    /// The value of the field with that name (in lower case): if there are several, joined by "," in their order. `None`: there is no such
-    /// field.
-    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>>;
-
     /// Shows the value of each field with that name (in lower case), in their order.
-    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
-        if let Some(value) = self.joined(name) {
-            show(&value);
-        }
-    }
+    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8]));
 }
 
 /// Pairs of name (lower case) and value; for tests and for questions that people ask by hand.
 impl Headers for [(String, String)] {
-    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let mut values = self.iter().filter(|(field, _)| field == name).map(|(_, value)| value.as_bytes());
-        let first = values.next()?;
-        Some(values.fold(Cow::Borrowed(first), |joined, next| Cow::Owned([&joined, &b","[..], next].concat())))
-    }
-
     fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
         self.iter().filter(|(field, _)| field == name).for_each(|(_, value)| show(value.as_bytes()));
     }
 }
 
 impl Headers for Vec<(String, String)> {
-    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        self.as_slice().joined(name)
-    }
-
     fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
         self.as_slice().each(name, show);
     }
@@ -139,9 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn repeated_fields_are_joined() {
+    fn repeated_fields_are_shown_one_by_one() {
         let fields = vec![("a".to_owned(), "1".to_owned()), ("b".into(), "2".into()), ("a".into(), "3".into())];
-        assert_eq!(Headers::joined(&fields, "a").as_deref(), Some(&b"1,3"[..]));
-        assert_eq!(Headers::joined(&fields, "c"), None);
+        let values = |name: &str| {
+            let mut all = Vec::new();
+            fields.each(name, &mut |value| all.push(value.to_vec()));
+            all
+        };
+        assert_eq!(values("a"), [b"1", b"3"]);
+        assert!(values("c").is_empty());
     }
 }

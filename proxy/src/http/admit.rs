@@ -269,10 +269,8 @@ impl jwt::Source for Tokens<'_> {
 struct Fields<'a>(&'a HeaderMap);
 
 impl Headers for Fields<'_> {
-    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let mut values = self.0.get_all(name).iter().map(HeaderValue::as_bytes);
-        let first = values.next()?;
-        Some(values.fold(Cow::Borrowed(first), |joined, next| Cow::Owned([&joined, &b","[..], next].concat())))
+    fn each(&self, name: &str, show: &mut dyn FnMut(&[u8])) {
+        self.0.get_all(name).iter().for_each(|value| show(value.as_bytes()));
     }
 }
 
