@@ -106,18 +106,11 @@ impl Control {
 
     /// Its root with the key, which signs for the clients.
     fn authority(&self) -> Result<Authority> {
-        let (mut root, mut key) = (None, None);
-        for entry in std::fs::read_dir(self.dir.join("state"))? {
-            let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-            // The serving certificate lies there too: a root is what has issued itself.
-            if text.contains("PRIVATE KEY") {
-                key = key.or(Some(text.clone()));
-            }
-            if text.contains("BEGIN CERTIFICATE") {
-                root = root.or(Some(text));
-            }
-        }
-        Authority::load(&root.context("weft-control has kept no root")?, &key.context("weft-control has kept no key")?)
+        let text = std::fs::read_to_string(self.dir.join("state/authority.json")).context("what weft-control has kept")?;
+        let kept: Value = serde_json::from_str(&text)?;
+        let part =
+            |name: &str| kept.pointer(name).and_then(Value::as_str).with_context(|| format!("authority.json lacks {name}"));
+        Authority::load(part("/own/certificate")?, part("/own/key")?)
     }
 
     fn proxy(&self, set: &Set, n: usize, binaries: &Path) -> Result<Proxy> {

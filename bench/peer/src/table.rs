@@ -181,8 +181,8 @@ fn table() -> Vec<(Mode, Value, Rows)> {
                 ("GET / | Host: a | x-role:", Fail),
                 ("GET / | Host: a | x-role: Admin", Fail),
                 ("GET / | Host: a | x-role: user | x-role: admin", Pass),
-                ("GET / | Host: a | x-role: admin | x-role: user", Fail),
-                ("GET / | Host: a | x-role: admin | x-role: admin", Fail),
+                ("GET / | Host: a | x-role: admin | x-role: user", Pass),
+                ("GET / | Host: a | x-role: user,admin", Fail),
             ],
         ),
         (

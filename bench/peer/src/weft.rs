@@ -28,7 +28,8 @@ fn engine(set: &Set) -> Vec<Answer> {
 
 fn one(engine: &Engine, set: &Set, call: &Call) -> Answer {
     let bytes = call.bytes();
-    let Some(head) = Head::parse(&bytes, set.mode) else { return Answer::Malformed(400) };
+    let head = if set.http { Head::parse(&bytes, set.mode) } else { Some(Head::default()) };
+    let Some(head) = head else { return Answer::Malformed(400) };
     let (path, query) = head.target.split_once('?').map_or((head.target.as_str(), None), |(path, query)| (path, Some(query)));
     let request = Request {
         source: call.identity.and_then(|n| Peer::parse(IDENTITIES[n])),
@@ -52,6 +53,7 @@ fn one(engine: &Engine, set: &Set, call: &Call) -> Answer {
 }
 
 /// A request's head as the proxy sees it.
+#[derive(Default)]
 struct Head {
     method: String,
     target: String,
