@@ -2,10 +2,11 @@
 
 use crate::case::{Answer, Call, IDENTITIES, Mode, Set};
 use anyhow::Result;
+use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use weft_api::istio::security::{Action, AuthorizationPolicySpec};
 use weft_api::wire;
+use weft_control::compile::security::authorization;
 use weft_policy::authz::{Engine, Http, Peer, Request, Verdict};
 use weft_policy::path::{Normalization, normalise};
 
@@ -21,7 +22,7 @@ pub(crate) fn answers(sets: &[Set], proxy: Option<&Path>, dir: &Path) -> Result<
 }
 
 fn engine(set: &Set) -> Vec<Answer> {
-    let policies: Vec<_> = set.policies.iter().map(lower).collect();
+    let policies: Vec<_> = set.raw.iter().map(compile).collect();
     let engine = Engine::compile(&policies, &["cluster.local".to_owned()]);
     set.calls.iter().map(|call| one(&engine, set, call)).collect()
 }
@@ -94,97 +95,19 @@ impl Head {
     }
 }
 
-fn lower(spec: &AuthorizationPolicySpec) -> wire::AuthorizationPolicy {
-    let matches = |list: &[String], glob: bool| -> Vec<wire::StringMatch> { list.iter().map(|v| text(v, glob)).collect() };
-    let ports = |list: &[String]| list.iter().filter_map(|v| v.parse().ok()).collect();
-    let rules = spec.rules.iter().map(|rule| wire::AuthorizationRule {
-        from: rule
-            .from
-            .iter()
-            .filter_map(|from| from.source.as_ref())
-            .map(|s| wire::Source {
-                principals: matches(&s.principals, false),
-                not_principals: matches(&s.not_principals, false),
-                namespaces: matches(&s.namespaces, true),
-                not_namespaces: matches(&s.not_namespaces, true),
-                service_accounts: s.service_accounts.clone(),
-                not_service_accounts: s.not_service_accounts.clone(),
-                ip_blocks: s.ip_blocks.clone(),
-                not_ip_blocks: s.not_ip_blocks.clone(),
-                remote_ip_blocks: s.remote_ip_blocks.clone(),
-                not_remote_ip_blocks: s.not_remote_ip_blocks.clone(),
-                ..wire::Source::default()
-            })
-            .collect(),
-        to: rule
-            .to
-            .iter()
-            .filter_map(|to| to.operation.as_ref())
-            .map(|o| wire::Operation {
-                hosts: matches(&o.hosts, false),
-                not_hosts: matches(&o.not_hosts, false),
-                ports: ports(&o.ports),
-                not_ports: ports(&o.not_ports),
-                methods: matches(&o.methods, false),
-                not_methods: matches(&o.not_methods, false),
-                paths: matches(&o.paths, false),
-                not_paths: matches(&o.not_paths, false),
-            })
-            .collect(),
-        when: rule
-            .when
-            .iter()
-            .map(|c| {
-                use wire::condition::Attribute as A;
-                let (attribute, path) = match c.key.as_str() {
-                    "source.ip" => (A::SourceIp, vec![]),
-                    "remote.ip" => (A::RemoteIp, vec![]),
-                    "source.namespace" => (A::SourceNamespace, vec![]),
-                    "source.principal" => (A::SourcePrincipal, vec![]),
-                    "destination.ip" => (A::DestinationIp, vec![]),
-                    "destination.port" => (A::DestinationPort, vec![]),
-                    "connection.sni" => (A::ConnectionSni, vec![]),
-                    header => (A::RequestHeader, vec![header["request.headers[".len()..header.len() - 1].to_owned()]),
-                };
-                let glob = attribute == A::SourceNamespace;
-                wire::Condition {
-                    attribute: attribute.into(),
-                    path,
-                    values: matches(&c.values, glob),
-                    not_values: matches(&c.not_values, glob),
-                }
-            })
-            .collect(),
-    });
+/// As the control plane understands it.
+fn compile(spec: &Value) -> wire::AuthorizationPolicy {
+    let policy = authorization::read(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "p", "namespace": "default"}, "spec": spec,
+    }));
     wire::AuthorizationPolicy {
-        namespace: "default".into(),
-        name: "p".into(),
-        action: match spec.action {
-            Action::Allow => wire::AuthorizationAction::Allow,
-            Action::Deny => wire::AuthorizationAction::Deny,
-            Action::Audit => wire::AuthorizationAction::Audit,
-            Action::Custom => wire::AuthorizationAction::Custom,
-        }
-        .into(),
-        rules: rules.collect(),
-        ..wire::AuthorizationPolicy::default()
+        namespace: policy.namespace,
+        name: policy.name,
+        action: policy.spec.action.into(),
+        dry_run: policy.spec.dry_run,
+        rules: policy.spec.rules,
+        authorizer: None,
+        broken: policy.spec.broken,
     }
-}
-
-fn text(value: &str, glob: bool) -> wire::StringMatch {
-    use wire::string_match::Kind;
-    let kind = if glob {
-        Kind::Glob(value.into())
-    } else if value.contains('{') {
-        Kind::Template(value.into())
-    } else if value == "*" {
-        Kind::Present(true)
-    } else if let Some(suffix) = value.strip_prefix('*') {
-        Kind::Suffix(suffix.into())
-    } else if let Some(prefix) = value.strip_suffix('*') {
-        Kind::Prefix(prefix.into())
-    } else {
-        Kind::Exact(value.into())
-    };
-    wire::StringMatch { kind: Some(kind) }
 }
