@@ -40,8 +40,8 @@ pub(crate) async fn run(args: &Args, console: &ConsoleArgs) -> anyhow::Result<Ex
     let open = Console::open(console).await?;
     let Some(client) = open.cluster() else {
         bail!(
-            "a rotation is asked for through Kubernetes; without it, a root is replaced by itself in the last fifth of its life, or by \
-             deleting authority.json in --state-dir and restarting weft-control and the proxies"
+            "a rotation is asked for through Kubernetes. Without it, write a new value (the time, say) into the file renew-before or rotate-root \
+             of weft-control's --state-dir"
         );
     };
     let before = authority(&open).await?;

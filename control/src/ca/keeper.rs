@@ -38,6 +38,8 @@ const ROOT_PART: f64 = 0.8;
 const LOOK: Duration = Duration::from_secs(3600);
 /// The same while an old root is on its way out: whether all have moved is not told by a watch.
 const LOOK_OUT: Duration = Duration::from_secs(20);
+/// The same where files are what somebody asks by.
+const LOOK_FILES: Duration = Duration::from_secs(2);
 /// What clocks may differ by, and signatures that are under way may take: how long a root stays after the last leaf below it has expired.
 const MARGIN: Duration = Duration::from_secs(3600);
 
@@ -357,8 +359,12 @@ impl Keeper {
         let out = after.state.as_ref().is_some_and(|state| state.roots.iter().any(|root| root.retired != 0));
         self.known().waiting = waiting;
         self.learn_shared(after)?;
-        let wait = wait.map_or(LOOK, Duration::from_secs).min(if out { LOOK_OUT } else { LOOK });
-        Ok(wait)
+        let longest = match &self.store {
+            Store::Folder(_) => LOOK_FILES,
+            Store::Secrets { .. } | Store::Memory(_) if out => LOOK_OUT,
+            Store::Secrets { .. } | Store::Memory(_) => LOOK,
+        };
+        Ok(wait.map_or(longest, Duration::from_secs).min(longest))
     }
 
     fn own(&self, shared: &Shared) -> anyhow::Result<Option<Candidate>> {

@@ -362,7 +362,11 @@ fn read_shared(folder: &Path) -> Result<Option<Shared>, StoreError> {
     };
     let file: File = serde_json::from_str(&text)
         .map_err(|e| StoreError::Damaged { place: folder.join("authority.json").display().to_string(), reason: e.to_string() })?;
-    Ok(Some(Shared { own: file.own.map(Pair::from), next: file.next.map(Pair::from), state: file.state, ..Shared::default() }))
+    // What annotations are in a cluster.
+    let asked = |name: &str| read_file(folder, name).map(|text| text.unwrap_or_default().trim().to_owned());
+    let asked = Asked { renew: asked("renew-before")?, rotate: asked("rotate-root")? };
+    let (own, next) = (file.own.map(Pair::from), file.next.map(Pair::from));
+    Ok(Some(Shared { own, next, state: file.state, asked, replaces: Replaces::default() }))
 }
 
 fn write_shared(folder: &Path, shared: &Shared) -> Result<(), StoreError> {

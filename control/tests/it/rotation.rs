@@ -429,6 +429,30 @@ async fn replicas_agree_whoever_leads() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_kubernetes_files_ask_for_a_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = Plan {
+        delay: Duration::from_secs(1),
+        secret: weft_control::ca::keeper::UserSecret::None,
+        ..plan(Duration::from_secs(3600))
+    };
+    let store = Store::Folder(dir.path().join("state"));
+    let replica = replica_of(store.clone(), plan.clone(), weft_control::ca::authority::system_clock()).await;
+    let (leader, keeper) = (watch::Sender::new(true), replica.keeper.clone());
+    let follows = leader.subscribe();
+    let task = tokio::spawn(async move { Box::pin(keeper.run(follows, Outside::default())).await });
+    let before = replica.authority();
+    std::fs::write(dir.path().join("state/renew-before"), "monday\n").unwrap();
+    std::fs::write(dir.path().join("state/rotate-root"), "monday\n").unwrap();
+    eventually("another root signs", || (replica.authority().issuer != before.issuer).then_some(())).await;
+    let after = replica.authority();
+    assert!(after.renew_before > 0 && after.roots.len() == 2);
+    task.abort();
+    let again = replica_of(store, plan, weft_control::ca::authority::system_clock()).await;
+    assert!(again.authority().same(&after), "a restart goes on there");
+}
+
 /// Ten thousand streams from one address: its share is served, the rest is told so, and everybody else is served as before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_streams_is_refused() {
