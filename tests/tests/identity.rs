@@ -43,13 +43,14 @@ async fn certificates_and_their_root_are_replaced_under_load() -> anyhow::Result
     let pods = cluster.pods(&namespace, "app=caller").await?;
     let caller = pods.into_iter().next().and_then(|pod| pod.metadata.name).context("no caller")?;
     let account = format!("spiffe://cluster.local/ns/{namespace}/sa/default");
-    let before = eventually("both pods have certificates", PATIENCE, async || {
+    eventually("both pods have certificates", PATIENCE, async || {
         let listed = identities(&cluster, &namespace)?;
         ensure!(serials(&listed).len() == 2, "{listed}");
         ensure!(listed["proxies"].as_array().into_iter().flatten().all(|p| p["certificate"]["identity"] == account), "{listed}");
-        Ok(listed)
+        Ok(())
     })
     .await?;
+    let before = identities(&cluster, &namespace)?;
 
     // Requests all the while, each on a connection of its own.
     let cluster = Arc::new(cluster);
@@ -76,7 +77,7 @@ async fn certificates_and_their_root_are_replaced_under_load() -> anyhow::Result
         });
         let out = out.await??;
         let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        ensure!(out.status.success() && text.contains("Done."), "weft identity rotate {args:?}: {text}");
+        ensure!(out.status.success() && text.contains("Done."), "weft identity rotate: {text}");
         anyhow::Ok(text)
     };
     rotate(&[]).await?;
@@ -95,6 +96,11 @@ async fn certificates_and_their_root_are_replaced_under_load() -> anyhow::Result
     end.store(true, Ordering::SeqCst);
     let sent = load.await??;
     assert!(sent >= 100, "{sent} requests were sent");
+    // All of it was mutual TLS.
+    let edges = cluster.weft(&["edges", "-n", &namespace, "-o", "json"])?;
+    let edges: Value = serde_json::from_slice(&edges.stdout)?;
+    let edges = edges["edges"].as_array().context("no edges")?;
+    ensure!(!edges.is_empty() && edges.iter().all(|edge| edge["source"]["identity"] == account), "{edges:?}");
     for pod in cluster.pods(&namespace, "").await? {
         let restarts: i32 = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).map(|c| c.restart_count).sum();
         assert_eq!(restarts, 0, "{:?}", pod.metadata.name);
