@@ -244,3 +244,250 @@ pub struct Refusal {
     /// Why, in words.
     pub reason: String,
 }
+
+/// `GET /v1/authz?namespace=&target=svc/b`: what holds for the pods behind a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authz {
+    /// Names of the pods.
+    pub pods: Vec<String>,
+    /// Of them those without a proxy: nothing is enforced there.
+    pub unmeshed: Vec<String>,
+    /// Their ports, and the mode of mutual TLS in force on each.
+    pub ports: Vec<AuthzPort>,
+    /// Mode on all ports that are not listed.
+    pub mtls: Vec<Mtls>,
+    /// The policies, in the order in which the proxy has them; one with an empty name stands for "there are ALLOW policies, and none matched".
+    pub policies: Vec<AuthzPolicy>,
+    /// RequestAuthentications in force, `namespace/name`.
+    pub request_authentications: Vec<String>,
+}
+
+/// A mode of mutual TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mtls {
+    /// `PERMISSIVE`, `STRICT`, `DISABLE`.
+    pub mode: String,
+    /// In how many of the pods.
+    pub pods: u64,
+}
+
+/// A port of an [`Authz`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthzPort {
+    /// The port of the app.
+    pub port: u16,
+    /// What is declared for it: `HTTP`, `TCP`, `DETECT` …
+    pub protocol: String,
+    /// The mode; several if the pods differ.
+    pub mtls: Vec<Mtls>,
+}
+
+/// A policy of an [`Authz`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthzPolicy {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`.
+    pub action: String,
+    /// It is not enforced.
+    pub dry_run: bool,
+    /// How many rules it has.
+    pub rules: u64,
+    /// Why it can't be understood; empty: it can.
+    pub broken: String,
+    /// Of how many of the pods it holds.
+    pub pods: u64,
+    /// What it allowed (AUDIT: what it matched), as far as this replica was told.
+    pub allowed: u64,
+    /// What it denied.
+    pub denied: u64,
+}
+
+/// `POST /v1/explain`: what would become of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Who calls.
+    pub from: Caller,
+    /// Namespace of the destination.
+    pub namespace: String,
+    /// `svc/b`, `pod/x`, `deploy/y`.
+    pub to: String,
+    /// The port: of the Service for `svc/…`, of the app otherwise; by number or name. Empty: the only one.
+    #[serde(default)]
+    pub port: String,
+    /// The request; `None`: opaque TCP.
+    pub http: Option<QuestionHttp>,
+}
+
+/// Who calls in a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Caller {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Any meshed pod that runs as a service account.
+    ServiceAccount {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody without an identity.
+    Plaintext {
+        /// His address; empty: some address.
+        address: String,
+    },
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self::Plaintext { address: String::new() }
+    }
+}
+
+/// The HTTP side of a [`Question`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuestionHttp {
+    /// As it is sent.
+    pub method: String,
+    /// As it is sent: with the query, not normalised.
+    pub path: String,
+    /// `Host` or `:authority`; empty: the name of what is called.
+    #[serde(default)]
+    pub host: String,
+    /// Further header fields.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// `issuer/subject` of a token that is taken for verified; empty: there is none.
+    #[serde(default)]
+    pub request_principal: String,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// One for each way in which the pods behind the destination are configured: one, as a rule.
+    pub verdicts: Vec<Judged>,
+}
+
+/// What pods with one configuration say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// The pods.
+    pub pods: Vec<String>,
+    /// The request as the proxy sees it, in words.
+    pub request: String,
+    /// `allow`, `deny`, or `ask` (an external authorizer decides).
+    pub verdict: String,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// `namespace/name` of the policy that decides; empty: none does.
+    pub policy: String,
+    /// What policies in dry run say; empty: there are none.
+    pub dry_run: String,
+    /// What was assumed, and what else is worth knowing.
+    pub notes: Vec<String>,
+    /// Each policy that was looked at.
+    pub policies: Vec<Trace>,
+}
+
+/// What became of one policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`.
+    pub action: String,
+    /// It is not enforced.
+    pub dry_run: bool,
+    /// Whether any rule matched.
+    pub matched: bool,
+    /// What has to be known besides the rules; empty: nothing.
+    pub note: String,
+    /// Its rules.
+    pub rules: Vec<TraceRule>,
+}
+
+/// What became of one rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRule {
+    /// Its place, from 0.
+    pub rule: u64,
+    /// Whether it matched.
+    pub matched: bool,
+    /// Which tests failed, in words.
+    pub failed: Vec<String>,
+}
+
+/// `POST /v1/preview`: what these policies would change for the traffic of late.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// AuthorizationPolicies and PeerAuthentications, added to those in force or replacing those of the same name.
+    pub objects: Vec<serde_json::Value>,
+    /// How far back to look, in seconds; 0: an hour.
+    pub since_seconds: u64,
+}
+
+/// The answer to a [`Proposal`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// What changes, and what can't be told; the most frequent first.
+    pub changes: Vec<Change>,
+    /// Changes beyond the limit of the answer.
+    pub left_off: u64,
+    /// Requests and connections for which nothing changes.
+    pub unchanged: u64,
+    /// Those whose destination is not there any more.
+    pub gone: u64,
+    /// Samples that were not kept; see [`Edges::dropped`].
+    pub dropped: u64,
+    /// See [`Edges::kept_seconds`].
+    pub kept_seconds: u64,
+    /// What is worth knowing about the proposal.
+    pub notes: Vec<String>,
+}
+
+/// What becomes of requests that were alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    /// They would be refused, and are not now.
+    Refused,
+    /// It can't be told.
+    #[default]
+    Undetermined,
+    /// They would be let in, and are refused now.
+    Allowed,
+}
+
+/// Requests that were alike, and what becomes of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Change {
+    /// What.
+    pub effect: Effect,
+    /// Who sent them.
+    pub source: Source,
+    /// Who received them.
+    pub destination: Workload,
+    /// The port of the app.
+    pub port: u16,
+    /// `http` or `tcp`.
+    pub protocol: String,
+    /// See [`Edge::method`].
+    pub method: String,
+    /// See [`Edge::path`].
+    pub path: String,
+    /// See [`Edge::host`].
+    pub host: String,
+    /// How many.
+    pub count: u64,
+    /// `namespace/name` of the policy that would decide; empty: none would.
+    pub policy: String,
+    /// Why, in words; for what can't be told, what isn't known.
+    pub reason: String,
+}

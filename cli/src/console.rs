@@ -29,13 +29,13 @@ const ANSWER: usize = 256 << 20;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConsoleArgs {
     /// Context of the kubeconfig
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub(crate) context: Option<String>,
     /// Namespace of the control plane
-    #[arg(long, global = true, default_value = names::CONTROL_NAMESPACE)]
+    #[arg(long, default_value = names::CONTROL_NAMESPACE)]
     pub(crate) control_namespace: String,
     /// Ask the weft-control at this address of this machine (127.0.0.1:15019) instead of those in the cluster
-    #[arg(long, global = true, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) console: Option<String>,
 }
 

@@ -154,10 +154,14 @@ pub(crate) fn source(source: &weft_api::console::Source) -> String {
     }
 }
 
+/// Namespace and service account of a SPIFFE id.
+pub(crate) fn account(id: &str) -> Option<(&str, &str)> {
+    id.split_once("/ns/").and_then(|(_, rest)| rest.split_once("/sa/"))
+}
+
 /// An identity without what all of a mesh have in common.
 pub(crate) fn identity(id: &str) -> String {
-    let short = id.split_once("/ns/").and_then(|(_, rest)| rest.split_once("/sa/"));
-    match short {
+    match account(id) {
         Some((namespace, account)) => format!("{namespace}/{account}"),
         None => or_dash(id),
     }

@@ -2,12 +2,14 @@
 //!
 //! Exit codes: 0 done, 1 it failed or something was refused (the message says what), 2 the command line was wrong.
 
+mod authz;
 mod console;
 mod edges;
 mod identity;
 mod inject;
 mod install;
 mod output;
+mod policy;
 mod uninject;
 mod validate;
 mod why;
@@ -34,12 +36,16 @@ enum Command {
     Uninject(uninject::Args),
     /// Check policies as the cluster would at admission
     Validate(validate::Args),
-    /// Tell why a pod is in the mesh or not, step by step
+    /// Tell why a pod is in the mesh or not, or why a request is refused or not, step by step
     Why(why::Args),
     /// Who talks to whom, as the proxies saw it
     Edges(edges::Args),
     /// The certificates of proxies, and what signs them; rotate them
     Identity(identity::Args),
+    /// The policies in force for a workload, and how often they decided
+    Authz(authz::Args),
+    /// Try policies before they are applied
+    Policy(policy::Args),
     /// A one-machine cluster for trying and testing: up, down, status
     Playground(weft_playground::Args),
     /// Print the version
@@ -62,6 +68,8 @@ fn main() -> ExitCode {
         Command::Why(args) => why::run(&args),
         Command::Edges(args) => edges::run(&args),
         Command::Identity(args) => identity::run(&args),
+        Command::Authz(args) => authz::run(&args),
+        Command::Policy(args) => policy::run(&args),
         Command::Playground(args) => weft_playground::run(args).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             println!("weft {}", env!("CARGO_PKG_VERSION"));

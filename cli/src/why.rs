@@ -5,6 +5,8 @@
 //! no cluster answers, or settings are given with `--config`, it is judged as `weft inject` judges it. What was assumed is
 //! always said.
 
+mod request;
+
 use crate::inject;
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -25,8 +27,12 @@ use weft_webhook::{
   weft why pod/go-app-5d4f8c7b6-x2x9k
   weft why pod/go-app-5d4f8c7b6-x2x9k -n shop
   weft why -f deployment.yaml
-  weft why -f deployment.yaml --config config.yaml")]
+  weft why -f deployment.yaml --config config.yaml
+  weft why request --from pod/a --to svc/b --path /api/x")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    about: Option<About>,
     /// pod/NAME
     #[arg(required_unless_present = "filename", conflicts_with = "filename")]
     target: Option<String>,
@@ -50,8 +56,18 @@ pub(crate) struct Args {
 /// How long a cluster may take before a manifest is judged without it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What else there is a why of.
+#[derive(Debug, clap::Subcommand)]
+enum About {
+    /// What would become of a request, or became of a refused one, and each rule that was looked at
+    Request(request::Args),
+}
+
 /// Runs it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if let Some(About::Request(args)) = &args.about {
+        return request::run(args);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match (&args.target, &args.filename) {
         (_, Some(file)) => runtime.block_on(from_file(file, args)),

@@ -1,10 +1,15 @@
 //! Answers to people's questions, from what is known ([`crate::index`]), what is sent ([`crate::compile`]) and what was reported
 //! ([`crate::reports`]). Nothing here changes anything, and nothing of the mesh waits for it.
 
+mod authz;
+pub mod bounds;
+mod explain;
+mod preview;
 pub mod who;
+pub mod world;
 
+use crate::compile::Mesh;
 use crate::compile::security::jwt::Keys;
-use crate::compile::{self, Known, Mesh};
 use crate::index::Index;
 use crate::reports::Reports;
 use crate::reports::edges::Count;
@@ -15,6 +20,7 @@ use tokio::sync::watch;
 use weft_api::console::{Edge, Edges, PolicyHits, Proxies, Refusal, Refusals, Source, Workload};
 use weft_api::wire;
 use who::Directory;
+use world::World;
 
 /// Edges of one answer, at most.
 pub const MOST_EDGES: usize = 20_000;
@@ -134,15 +140,22 @@ impl Mind {
     /// # Errors
     /// There is no such pod.
     pub fn config(&self, namespace: &str, pod: &str) -> Result<wire::Inbound, Unanswered> {
+        let world = self.world()?;
+        let found = world.views.get(namespace).and_then(|view| Some((view, view.pods.get(pod)?)));
+        let (view, pod) = found.ok_or_else(|| Unanswered::NotFound(format!("there is no pod {pod} in namespace {namespace}")))?;
+        Ok(world.inbound(view, pod))
+    }
+
+    /// All that is known now.
+    ///
+    /// # Errors
+    /// It was not read yet.
+    fn world(&self) -> Result<World, Unanswered> {
         if !*self.index.synced().borrow() {
             return Err(Unanswered::NotReady);
         }
-        let view = self.index.view(namespace);
-        let found = view.as_ref().and_then(|view| Some((view, view.pods.get(pod)?)));
-        let (view, pod) = found.ok_or_else(|| Unanswered::NotFound(format!("there is no pod {pod} in namespace {namespace}")))?;
-        let (mesh, keys) = (self.mesh.borrow().clone(), self.keys.borrow().clone());
-        let root = self.index.policies_of(mesh.root_namespace());
-        Ok(compile::inbound_config(pod, &Known { view, root: &root, mesh: &mesh, keys: &keys }))
+        let views = self.index.views().into_iter().collect();
+        Ok(World { views, mesh: self.mesh.borrow().clone(), keys: self.keys.borrow().clone() })
     }
 }
 
@@ -155,3 +168,6 @@ pub fn workload_of(labels: &wire::Workload) -> Workload {
         service_account: labels.service_account.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

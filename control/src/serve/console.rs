@@ -8,11 +8,12 @@
 //! Nothing here changes the mesh. What can't be served (the port is taken) is said and leaves everything else as it is.
 
 use crate::ask::{EdgeQuestion, MOST_EDGES, Mind, Unanswered};
-use axum::extract::{Query, Request, State};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +21,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::{debug, warn};
-use weft_api::console::{Answer, Problem};
+use weft_api::console::{Answer, Problem, Proposal, Question};
+
+/// Largest question: a folder of policies.
+const BODY: usize = 16 << 20;
 
 /// Opens the port on both loopback addresses. Empty if it is taken, which is logged: everything else goes on without the console.
 pub async fn listen(port: u16) -> Vec<TcpListener> {
@@ -58,16 +62,30 @@ impl Console {
     fn result<T: Serialize>(&self, result: Result<T, Unanswered>) -> Response {
         match result {
             Ok(data) => self.answer(data),
-            Err(error) => {
-                let status = match &error {
-                    Unanswered::Bad(_) => StatusCode::BAD_REQUEST,
-                    Unanswered::NotFound(_) => StatusCode::NOT_FOUND,
-                    Unanswered::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-                };
-                problem(status, error.to_string())
-            }
+            Err(error) => refusal(&error),
         }
     }
+
+    /// Answers with what takes a while.
+    async fn work<T: Serialize + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Mind) -> Result<T, Unanswered> + Send + 'static,
+    ) -> Response {
+        let mind = self.mind.clone();
+        match tokio::task::spawn_blocking(move || work(&mind)).await {
+            Ok(result) => self.result(result),
+            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, format!("the answer can't be computed: {error}")),
+        }
+    }
+}
+
+fn refusal(error: &Unanswered) -> Response {
+    let status = match error {
+        Unanswered::Bad(_) => StatusCode::BAD_REQUEST,
+        Unanswered::NotFound(_) => StatusCode::NOT_FOUND,
+        Unanswered::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    problem(status, error.to_string())
 }
 
 fn problem(status: StatusCode, error: impl Into<String>) -> Response {
@@ -83,6 +101,10 @@ pub fn router(mind: Arc<Mind>, replica: String) -> Router {
         .route("/v1/policies/hits", get(hits))
         .route("/v1/refusals", get(refusals))
         .route("/v1/config", get(config))
+        .route("/v1/authz", get(authz))
+        .route("/v1/explain", post(explain))
+        .route("/v1/preview", post(preview))
+        .layer(DefaultBodyLimit::max(BODY))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
@@ -157,6 +179,8 @@ struct Filter {
     id: String,
     #[serde(default)]
     pod: String,
+    #[serde(default)]
+    target: String,
     since: Option<String>,
     #[serde(default)]
     detail: bool,
@@ -178,12 +202,8 @@ async fn edges(State(console): State<Console>, Query(filter): Query<Filter>) -> 
     };
     let limit = filter.limit.unwrap_or(MOST_EDGES);
     let question = EdgeQuestion { since, namespace: filter.namespace, detail: filter.detail, limit };
-    let mind = console.mind.clone();
     // Up to some hundred thousand samples are added up: not on a thread that serves proxies.
-    match tokio::task::spawn_blocking(move || mind.edges(&question)).await {
-        Ok(edges) => console.answer(edges),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
+    console.work(move |mind| Ok(mind.edges(&question))).await
 }
 
 async fn hits(State(console): State<Console>, Query(filter): Query<Filter>) -> Response {
@@ -199,6 +219,24 @@ async fn config(State(console): State<Console>, Query(filter): Query<Filter>) ->
         Some((namespace, pod)) => console.mind.config(namespace, pod),
         None => Err(Unanswered::Bad(format!("pod={}: expected NAMESPACE/NAME", filter.pod))),
     })
+}
+
+async fn authz(State(console): State<Console>, Query(filter): Query<Filter>) -> Response {
+    console.work(move |mind| mind.authz(&filter.namespace, &filter.target)).await
+}
+
+async fn explain(State(console): State<Console>, question: Result<Json<Question>, JsonRejection>) -> Response {
+    match question {
+        Ok(Json(question)) => console.work(move |mind| mind.explain(&question)).await,
+        Err(error) => problem(error.status(), error.body_text()),
+    }
+}
+
+async fn preview(State(console): State<Console>, proposal: Result<Json<Proposal>, JsonRejection>) -> Response {
+    match proposal {
+        Ok(Json(proposal)) => console.work(move |mind| mind.preview(proposal)).await,
+        Err(error) => problem(error.status(), error.body_text()),
+    }
 }
 
 #[cfg(test)]
