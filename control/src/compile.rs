@@ -40,7 +40,7 @@ pub struct Mesh {
 impl Mesh {
     /// The namespace whose policies hold for the whole mesh.
     pub fn root_namespace(&self) -> &str {
-        self.policy.root_namespace.as_deref().unwrap_or(&self.control_namespace)
+        self.policy.root_namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.control_namespace)
     }
 }
 
@@ -79,4 +79,20 @@ pub fn inbound_config(pod: &Pod, known: &Known<'_>) -> wire::Inbound {
     };
     security::inbound(pod, known, &mut inbound);
     inbound
+}
+
+/// The inbound configuration of a pod in a world that consists of `objects` alone, as [`crate::source::wire::parse`] reads them from
+/// manifests: what a control plane that knew nothing else would tell its proxy. Keys that would have to be fetched are not there. `None`:
+/// there is no such pod among the objects.
+pub fn offline(
+    objects: impl IntoIterator<Item = crate::model::Object>,
+    namespace: &str,
+    pod: &str,
+    mesh: &Mesh,
+) -> Option<wire::Inbound> {
+    let index = crate::index::Index::new([]);
+    index.replace(objects);
+    let view = index.view(namespace)?;
+    let root = index.policies_of(mesh.root_namespace());
+    Some(inbound_config(view.pods.get(pod)?, &Known { view: &view, root: &root, mesh, keys: &Keys::default() }))
 }

@@ -124,4 +124,6 @@ pub fn inbound(pod: &Pod, known: &Known<'_>, to: &mut wire::Inbound) {
 }
 
 #[cfg(test)]
+mod agree;
+#[cfg(test)]
 mod tests;

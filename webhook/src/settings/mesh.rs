@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshSettings {
-    /// Namespace whose policies hold for the whole mesh; absent: the control plane's.
+    /// Namespace whose policies hold for the whole mesh; absent or empty: the control plane's.
     pub root_namespace: Option<String>,
     /// How paths are made canonical before policies see them.
     pub path_normalization: PathNormalization,
@@ -135,9 +135,6 @@ impl MeshSettings {
     /// Checks the values that the types alone leave open.
     pub(super) fn check(&self) -> Result<(), SettingsError> {
         let wrong = |key: &str, message: String| Err(SettingsError(format!("mesh.{key}: {message}")));
-        if self.root_namespace.as_deref() == Some("") {
-            return wrong("rootNamespace", "must not be empty; leave it out for the control plane's".into());
-        }
         if let Some(alias) = self.trust_domain_aliases.iter().find(|a| a.is_empty() || a.contains('/')) {
             return wrong("trustDomainAliases", format!("{alias:?} is no trust domain, for example old.example.com"));
         }
@@ -230,7 +227,6 @@ mesh:
     #[test]
     fn mistakes_name_their_key() {
         for (text, key) in [
-            ("mesh: {rootNamespace: ''}", "mesh.rootNamespace"),
             ("mesh: {rootNamspace: x}", "rootNamspace"),
             ("mesh: {trustedHops: [here]}", "mesh.trustedHops"),
             ("mesh: {trustDomainAliases: ['a/b']}", "mesh.trustDomainAliases"),

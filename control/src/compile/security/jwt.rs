@@ -72,7 +72,7 @@ fn refuse(value: &Value, reason: &str) -> Request {
 
 fn understand(rule: &JwtRule, policy: &str, at: &At) -> Result<Jwt, ParseError> {
     if rule.issuer.is_empty() {
-        return at.field("issuer").wrong("must not be empty");
+        return at.field("issuer").wrong("must not be empty: it is by their issuer that tokens find their rule");
     }
     let names = [
         ("audiences", &rule.audiences),
@@ -101,7 +101,7 @@ fn understand(rule: &JwtRule, policy: &str, at: &At) -> Result<Jwt, ParseError> 
     let keys = match (rule.jwks.is_empty(), rule.jwks_uri.is_empty()) {
         (false, false) => return at.field("jwks").wrong("can't stand beside jwksUri; choose one"),
         (false, true) => {
-            check_jwks(&rule.jwks).or_else(|reason| at.field("jwks").wrong(reason))?;
+            check_inline(&rule.jwks).or_else(|reason| at.field("jwks").wrong(reason))?;
             None
         }
         (true, false) => {
@@ -152,6 +152,13 @@ fn header_name(name: &str, at: &At) -> Result<(), ParseError> {
         Ok(_) => Ok(()),
         Err(_) => at.wrong(format!("{name:?} is no name of a header")),
     }
+}
+
+/// Whether keys that stand in a policy are a key set, or one key. A set without keys is somebody's way to refuse all tokens.
+fn check_inline(text: &str) -> Result<(), String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("no JSON: {e}"))?;
+    let one = value.get("kty").is_some_and(Value::is_string);
+    if one || value.get("keys").is_some_and(Value::is_array) { Ok(()) } else { Err("no key set: it has no list `keys`".into()) }
 }
 
 /// Whether a text is a JSON Web Key Set with a key in it. Which of the keys are usable is for those who use them.

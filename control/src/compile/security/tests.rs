@@ -262,7 +262,7 @@ fn operations() {
     let policy = one(
         "rules: [{to: [{operation: {hosts: [Shop.example, '*.example'], notHosts: ['a*'], ports: ['80', '8080'], notPorts: ['1'], \
          methods: [GET, '*', 'P*'], notMethods: [PUT], \
-         paths: [/a, '/b*', '*/c', '*', '/d/{*}/e', '/f/{**}', '/g*h'], notPaths: ['/{**}']}}]}]",
+         paths: [/a, '/b*', '*/c', '*', '/d/{*}/e', '/f/{**}', '/g*h', '/i/{*}/'], notPaths: ['/{**}']}}]}]",
     );
     assert_eq!(policy.broken, "");
     let read = &policy.rules[0].to[0];
@@ -271,7 +271,7 @@ fn operations() {
     assert_eq!((&read.ports[..], &read.not_ports[..]), (&[80, 8080][..], &[1][..]));
     assert_eq!(all(&read.methods), "=GET present true ^P");
     assert_eq!(all(&read.not_methods), "=PUT");
-    assert_eq!(all(&read.paths), "=/a ^/b $/c present true template /d/{*}/e template /f/{**} =/g*h");
+    assert_eq!(all(&read.paths), "=/a ^/b $/c present true template /d/{*}/e template /f/{**} =/g*h template /i/{*}/");
     assert_eq!(all(&read.not_paths), "template /{**}");
 }
 
@@ -588,6 +588,14 @@ fn token_rules() {
 }
 
 #[test]
+fn keys_in_a_policy_are_a_set_or_one_key() {
+    for jwks in [JWKS, r#"{"keys":[]}"#, r#"{"kty":"RSA","n":"AQAB","e":"AQAB"}"#] {
+        let inbound = told(&request("p", "shop", &format!("jwtRules: [{{issuer: me, jwks: '{jwks}'}}]")), "shop/web");
+        assert_eq!((inbound.jwt[0].jwks.as_str(), inbound.jwt[0].jwks_error.as_str()), (jwks, ""));
+    }
+}
+
+#[test]
 fn keys_come_from_where_the_rule_says() {
     let yaml = request(
         "p",
@@ -617,7 +625,7 @@ fn token_rules_that_can_not_be_used_refuse() {
     for (rules, path, issuers) in [
         ("[{}]", "spec.jwtRules[0].issuer", vec![""]),
         ("[{issuer: me, jwks: nonsense}]", "spec.jwtRules[0].jwks", vec!["me"]),
-        ("[{issuer: me, jwks: '{\"keys\":[]}'}]", "spec.jwtRules[0].jwks", vec!["me"]),
+        ("[{issuer: me, jwks: '[]'}]", "spec.jwtRules[0].jwks", vec!["me"]),
         ("[{issuer: me, jwks: '{\"keys\":[{\"kty\":\"RSA\"}]}', jwksUri: 'https://x'}]", "spec.jwtRules[0].jwks", vec!["me"]),
         ("[{issuer: me, jwksUri: 'ftp://x'}]", "spec.jwtRules[0].jwksUri", vec!["me"]),
         ("[{issuer: me}]", "spec.jwtRules[0].issuer", vec!["me"]),
@@ -700,4 +708,14 @@ fn what_is_said_of_policies() {
         assert_eq!(verdict.wanted.status == "True", reason == "Accepted");
     }
     assert!(!all.iter().any(|v| v.key.name == "soon"), "of keys that were not asked for yet nothing is said");
+}
+
+#[test]
+fn a_folder_of_manifests_is_world_enough() {
+    let yaml = format!("{PODS}{}{}", peer("p", "weft-system", "", "mtls: {mode: STRICT}"), authorization("a", "shop", ""));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&yaml).unwrap();
+    let objects: Vec<_> = documents.into_iter().map(|d| parse(d).unwrap().unwrap()).collect();
+    let inbound = crate::compile::offline(objects.clone(), "shop", "web", &Mesh::default()).unwrap();
+    assert_eq!((inbound.mtls(), inbound.authorization.len()), (MtlsMode::Strict, 1));
+    assert_eq!(crate::compile::offline(objects, "shop", "absent", &Mesh::default()), None);
 }

@@ -81,7 +81,7 @@ pub(super) fn path(value: &str, at: &At) -> Result<StringMatch, ParseError> {
     if !value.contains("{*}") && !value.contains("{**}") {
         return Ok(stars(value));
     }
-    let segments: Vec<&str> = value.split('/').collect();
+    let segments: Vec<&str> = value.trim_matches('/').split('/').collect();
     if !value.starts_with('/') {
         return at.wrong(format!("the template {value:?} must begin with /"));
     }
