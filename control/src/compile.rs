@@ -40,7 +40,8 @@ pub struct Mesh {
 impl Mesh {
     /// The namespace whose policies hold for the whole mesh.
     pub fn root_namespace(&self) -> &str {
-        self.policy.root_namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.control_namespace)
+        let named = &self.policy.root_namespace;
+        if named.is_empty() { &self.control_namespace } else { named }
     }
 }
 

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshSettings {
-    /// Namespace whose policies hold for the whole mesh; absent or empty: the control plane's.
-    pub root_namespace: Option<String>,
+    /// Namespace whose policies hold for the whole mesh; empty: the control plane's.
+    pub root_namespace: String,
     /// How paths are made canonical before policies see them.
     pub path_normalization: PathNormalization,
     /// Trust domains whose identities count as those of the mesh's own.

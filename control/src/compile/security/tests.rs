@@ -123,7 +123,7 @@ fn another_root_namespace() {
     let yaml = peer("p", "istio-system", "", "mtls: {mode: STRICT}");
     let mut mesh = Mesh::default();
     assert_eq!(told_with(&index(&yaml), "shop/web", &mesh, &Keys::default()).mtls(), MtlsMode::Permissive);
-    mesh.policy.root_namespace = Some("istio-system".into());
+    mesh.policy.root_namespace = "istio-system".into();
     assert_eq!(told_with(&index(&yaml), "shop/web", &mesh, &Keys::default()).mtls(), MtlsMode::Strict);
 }
 
@@ -366,7 +366,7 @@ fn what_can_not_be_understood_is_told_with_its_field() {
             AuthorizationAction::Allow,
         ),
         (
-            "action: DENY, rules: [{}, {to: [{operation: {ports: ['0']}}]}]",
+            "action: DENY, rules: [{}, {to: [{operation: {ports: ['65536']}}]}]",
             "spec.rules[1].to[0].operation.ports[0]",
             AuthorizationAction::Deny,
         ),

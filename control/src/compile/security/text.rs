@@ -108,11 +108,11 @@ pub(super) fn block(value: &str, at: &At) -> Result<String, ParseError> {
     }
 }
 
-/// A port.
+/// A port. 0 is let pass, as by admission: it matches nothing.
 pub(super) fn port(value: &str, at: &At) -> Result<u16, ParseError> {
     match value.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => at.wrong(format!("{value:?} is no port between 1 and 65535")),
+        Ok(port) => Ok(port),
+        Err(_) => at.wrong(format!("{value:?} is no port between 1 and 65535")),
     }
 }
 
