@@ -262,7 +262,7 @@ fn operations() {
     let policy = one(
         "rules: [{to: [{operation: {hosts: [Shop.example, '*.example'], notHosts: ['a*'], ports: ['80', '8080'], notPorts: ['1'], \
          methods: [GET, '*', 'P*'], notMethods: [PUT], \
-         paths: [/a, '/b*', '*/c', '*', '/d/{*}/e', '/f/{**}', '/g*h', '/i/{*}/'], notPaths: ['/{**}']}}]}]",
+         paths: [/a, '/b*', '*/c', '*', '/d/{*}/e', '/f/{**}', '/g*h', '/i/{*}/', '/j/{**}/k'], notPaths: ['/{**}']}}]}]",
     );
     assert_eq!(policy.broken, "");
     let read = &policy.rules[0].to[0];
@@ -271,7 +271,10 @@ fn operations() {
     assert_eq!((&read.ports[..], &read.not_ports[..]), (&[80, 8080][..], &[1][..]));
     assert_eq!(all(&read.methods), "=GET present true ^P");
     assert_eq!(all(&read.not_methods), "=PUT");
-    assert_eq!(all(&read.paths), "=/a ^/b $/c present true template /d/{*}/e template /f/{**} =/g*h template /i/{*}/");
+    assert_eq!(
+        all(&read.paths),
+        "=/a ^/b $/c present true template /d/{*}/e template /f/{**} =/g*h template /i/{*}/ template /j/{**}/k"
+    );
     assert_eq!(all(&read.not_paths), "template /{**}");
 }
 
@@ -372,7 +375,7 @@ fn what_can_not_be_understood_is_told_with_its_field() {
         ),
         ("rules: [{to: [{operation: {ports: ['http']}}]}]", "spec.rules[0].to[0].operation.ports[0]", AuthorizationAction::Allow),
         (
-            "rules: [{to: [{operation: {paths: ['/a/{**}/b']}}]}]",
+            "rules: [{to: [{operation: {paths: ['/a/{**}/{*}']}}]}]",
             "spec.rules[0].to[0].operation.paths[0]",
             AuthorizationAction::Allow,
         ),

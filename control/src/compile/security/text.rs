@@ -81,15 +81,16 @@ pub(super) fn path(value: &str, at: &At) -> Result<StringMatch, ParseError> {
     if !value.contains("{*}") && !value.contains("{**}") {
         return Ok(stars(value));
     }
-    let segments: Vec<&str> = value.trim_matches('/').split('/').collect();
+    let segments = value.trim_matches('/').split('/');
     if !value.starts_with('/') {
         return at.wrong(format!("the template {value:?} must begin with /"));
     }
-    for (i, segment) in segments.iter().enumerate() {
-        match *segment {
+    let mut ended = false;
+    for segment in segments {
+        match segment {
+            "{*}" | "{**}" if ended => return at.wrong(format!("{{**}} must be the last operator of {value:?}")),
             "{*}" => {}
-            "{**}" if i + 1 == segments.len() => {}
-            "{**}" => return at.wrong(format!("{{**}} must be the last segment of {value:?}")),
+            "{**}" => ended = true,
             other if other.contains(['{', '}', '*']) => {
                 return at.wrong(format!("the segment {other:?} of a template is neither text nor {{*}} nor {{**}}"));
             }
