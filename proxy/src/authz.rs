@@ -8,6 +8,7 @@
 use crate::conn::Arrival;
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use weft_api::{names, wire};
 use weft_policy::authz::{Denied, Engine, Outcome, Peer, PolicyId, Request};
 use weft_policy::jwt::Rules;
@@ -27,6 +28,8 @@ pub struct Policy {
     /// The pod's own SPIFFE id.
     identity: Option<Box<str>>,
     pending: bool,
+    /// It is what a control plane has said.
+    told: bool,
     source: Source,
 }
 
@@ -48,6 +51,7 @@ impl Default for Policy {
             hops: Vec::new(),
             identity: None,
             pending: false,
+            told: false,
             source: Source::default(),
         }
     }
@@ -115,15 +119,23 @@ impl Policy {
                 tracing::error!(policy = &*policy.name, "a policy can't be understood, it lets nothing pass: {why}");
             }
         }
-        let identity =
-            inbound.trust_domains.first().zip(inbound.workload.as_ref()).map(|(domain, workload)| {
-                names::spiffe_id(domain, &workload.namespace, &workload.service_account).into_boxed_str()
-            });
         // A number of the future means one of the stricter kinds.
         let paths = wire::PathNormalization::try_from(inbound.path_normalization)
             .map_or(Normalization::DecodeAndMergeSlashes, Normalization::from);
         let tokens = Rules::compile(&inbound.jwt);
-        Self { engine, tokens, paths, hops: hops.collect(), identity, pending: false, source }
+        Self { engine, tokens, paths, hops: hops.collect(), identity: identity(inbound), pending: false, told: true, source }
+    }
+
+    /// The same policy if nothing has changed for it, else a new one: compiling thousands of rules takes a while, and a configuration comes
+    /// again for many reasons.
+    pub fn after(previous: &Arc<Self>, inbound: &wire::Inbound) -> Arc<Self> {
+        let known = &previous.source;
+        let unchanged = previous.told
+            && known.authorization == inbound.authorization
+            && known.jwt == inbound.jwt
+            && known.rest == (inbound.path_normalization, inbound.trust_domains.clone(), inbound.trusted_hops.clone())
+            && previous.identity == identity(inbound);
+        if unchanged { Arc::clone(previous) } else { Arc::new(Self::from_wire(inbound)) }
     }
 
     /// Whether the control plane has not spoken yet.
@@ -192,6 +204,12 @@ impl Policy {
     }
 }
 
+/// The pod's own SPIFFE id.
+fn identity(inbound: &wire::Inbound) -> Option<Box<str>> {
+    let (domain, workload) = inbound.trust_domains.first().zip(inbound.workload.as_ref())?;
+    Some(names::spiffe_id(domain, &workload.namespace, &workload.service_account).into())
+}
+
 /// An address with or without a port.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?;
@@ -202,6 +220,18 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_not_changed_is_not_compiled_again() {
+        let inbound = wire::Inbound { trust_domains: vec!["td".into()], ..Default::default() };
+        let first = Policy::after(&Arc::new(Policy::default()), &inbound);
+        assert_eq!(first.paths, Normalization::Base, "an empty message is one");
+        let again = wire::Inbound { mtls: 1, ..inbound.clone() };
+        assert!(Arc::ptr_eq(&first, &Policy::after(&first, &again)));
+        let changed = wire::Inbound { authorization: vec![wire::AuthorizationPolicy::default()], ..inbound.clone() };
+        assert!(!Arc::ptr_eq(&first, &Policy::after(&first, &changed)));
+        assert!(!Policy::after(&Arc::new(Policy::pending()), &wire::Inbound::default()).is_pending());
+    }
 
     #[test]
     fn only_trusted_hops_are_believed() {

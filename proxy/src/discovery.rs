@@ -148,9 +148,10 @@ impl Client {
             error
         };
         match update.kind {
-            Some(control_message::Kind::Inbound(inbound)) => match Config::from_wire(version, inbound) {
+            Some(control_message::Kind::Inbound(inbound)) => match self.config.load().succeed(version, inbound) {
                 Ok(new) => {
-                    tracing::info!(version, ports = new.ports.len(), mtls = ?new.mtls, "configuration in force");
+                    let policies = new.policy.engine.policies().len();
+                    tracing::info!(version, ports = new.ports.len(), mtls = ?new.mtls, policies, "configuration in force");
                     self.config.store(Arc::new(new));
                     self.metrics.config_version.set(i64::try_from(version).unwrap_or(i64::MAX));
                     self.metrics.relabel();

@@ -111,11 +111,19 @@ impl Config {
 
     /// Reads a message. An error says which port is wrong; the message is then to be refused as a whole.
     pub fn from_wire(version: u64, inbound: wire::Inbound) -> Result<Self, String> {
+        Self::default().succeed(version, inbound)
+    }
+
+    /// Reads a message that replaces this configuration. What did not change is taken over.
+    ///
+    /// # Errors
+    /// As [`Config::from_wire`].
+    pub fn succeed(&self, version: u64, inbound: wire::Inbound) -> Result<Self, String> {
         let mode = |field: &str, number: i32| {
             Mtls::from_wire(number).ok_or_else(|| format!("{field}: mode {number} is not known to this version"))
         };
         let mtls = mode("mtls", inbound.mtls)?;
-        let policy = Arc::new(Policy::from_wire(&inbound));
+        let policy = Policy::after(&self.policy, &inbound);
         let mut port_mtls = BTreeMap::new();
         for of in &inbound.port_mtls {
             let port = u16::try_from(of.port).ok().filter(|port| *port != 0);
