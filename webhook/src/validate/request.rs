@@ -49,8 +49,12 @@ fn rule(found: &mut Findings, at: &At<'_>, value: &Value) {
     if sources.len() > 1 {
         found.error(at, format!("has {}; only one of jwksUri and jwks is allowed", sources.join(" and ")));
     }
-    if get(rule, "issuer").is_none() && sources.iter().all(|s| *s == "jwks") {
-        found.error(&at.member("issuer"), "must be set (the tokens' iss), or jwksUri must be");
+    let url = issuer.is_some_and(|i| i.starts_with("https://") || i.starts_with("http://"));
+    if get(rule, "issuer").is_none() {
+        found.error(&at.member("issuer"), "must be set: the tokens' iss; without it tokens of any issuer would be believed");
+    } else if issuer.is_some_and(|i| !i.is_empty()) && sources.iter().all(|s| get(rule, s) == Some(&Value::from(""))) && !url {
+        let why = "is no URL at which keys could be found; set jwksUri or jwks";
+        found.error(&at.member("issuer"), format!("{} {why}", quoted(issuer.unwrap_or_default())));
     }
     for name in ["jwksUri", "jwks_uri"] {
         if let Some(uri) = text(found, at, rule, name)
@@ -143,6 +147,9 @@ pub(super) fn jwks_uri(given: &str) -> Result<(), String> {
     if !uri.scheme_str().is_some_and(|s| s.eq_ignore_ascii_case("http") || s.eq_ignore_ascii_case("https")) {
         return Err(format!("{shown} must begin with http:// or https://"));
     }
+    if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
+        return Err(format!("{shown} contains a user, which is not supported"));
+    }
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     if host.is_empty() {
         return Err(format!("{shown} names no host"));
@@ -158,7 +165,7 @@ pub(super) fn jwks_uri(given: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A set of keys, or one key alone. The text is not shown: it may hold a private key.
+/// A set of keys. The text is not shown: it may hold a private key.
 fn jwks(found: &mut Findings, at: &At<'_>, text: &str) {
     let set: Value = match serde_json::from_str(text) {
         Ok(set) => set,
@@ -171,16 +178,12 @@ fn jwks(found: &mut Findings, at: &At<'_>, text: &str) {
         found.error(at, "is not a JSON Web Key Set: an object is expected, {\"keys\": […]}");
         return;
     };
-    let Some(keys) = object.get("keys") else {
-        key(found, at, &set, "");
-        return;
-    };
-    let Some(keys) = keys.as_array() else {
-        found.error(at, "is not a JSON Web Key Set: \"keys\" must be a list");
+    let Some(keys) = object.get("keys").and_then(Value::as_array) else {
+        found.error(at, "is not a JSON Web Key Set: it has no list \"keys\"");
         return;
     };
     if keys.is_empty() {
-        found.warn(at, "has no key: every token of this issuer is refused");
+        found.error(at, "has no key: every token of this issuer would be refused");
     }
     for (i, one) in keys.iter().enumerate() {
         key(found, at, one, &format!("keys[{i}] "));

@@ -72,7 +72,7 @@ fn ip(value: &str) -> Result<(), String> {
 
 fn port(value: &str) -> Result<(), String> {
     let digits = value.bytes().all(|b| b.is_ascii_digit());
-    if digits && value.trim_start_matches('0').len() <= 5 && value.parse::<u64>().is_ok_and(|n| n <= 65535) {
+    if digits && value.trim_start_matches('0').len() <= 5 && value.parse::<u64>().is_ok_and(|n| (1..=65535).contains(&n)) {
         return Ok(());
     }
     Err(format!(
@@ -102,9 +102,8 @@ fn method(value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A name of a header. `:authority` and its like are names for the purpose of conditions.
+/// A name of a header.
 pub(super) fn header_name(name: &str) -> bool {
-    let name = name.strip_prefix(':').unwrap_or(name);
     !name.is_empty() && name.bytes().all(is_token)
 }
 
@@ -207,7 +206,8 @@ pub(super) fn attribute(key: &str) -> Result<Sort, String> {
     let (name, rest) = key.find('[').map_or((key, ""), |at| key.split_at(at));
     match name {
         "request.headers" => match rest.strip_prefix('[').and_then(|r| r.strip_suffix(']')) {
-            Some(header) if header_name(header) => return Ok(Sort::Text),
+            // `:authority` and its like are names here.
+            Some(header) if header_name(header.strip_prefix(':').unwrap_or(header)) => return Ok(Sort::Text),
             Some(header) if !header.is_empty() => return Err(format!("{} is not a header's name", quoted(header))),
             _ => return Err(format!("{} must have the form request.headers[name]", quoted(key))),
         },

@@ -177,12 +177,6 @@ pub(super) fn request(found: &mut Findings, object: &RequestAuthentication, arou
         if rule.jwks_uri.get(..7).is_some_and(|s| s.eq_ignore_ascii_case("http://")) {
             found.warn(format!("{at}.jwksUri"), "keys that come over plain HTTP can be replaced on the way; use https");
         }
-        let url = rule.issuer.starts_with("https://") || rule.issuer.starts_with("http://");
-        if rule.jwks.is_empty() && rule.jwks_uri.is_empty() && !url {
-            let why =
-                "keys can't be found: neither jwks nor jwksUri is set and the issuer is no URL; every token of it is refused";
-            found.warn(format!("{at}.issuer"), why);
-        }
         if let Some(first) = issuers.insert(rule.issuer.clone(), i).filter(|_| !rule.issuer.is_empty()) {
             found.warn(
                 format!("{at}.issuer"),
@@ -389,9 +383,6 @@ fn check_operation(found: &mut Findings, at: &str, operation: &Operation, action
     for (field, values) in [("ports", &operation.ports), ("notPorts", &operation.not_ports)] {
         for (i, port) in values.iter().take(MOST_VALUES).enumerate().filter_map(|(i, p)| Some((i, p.parse().ok()?))) {
             let path = format!("{at}.{field}[{i}]");
-            if port == 0 {
-                found.warn(&path, "nothing is ever received on port 0");
-            }
             scope.check_port(found, &path, port);
         }
     }

@@ -146,6 +146,7 @@ fn of_operations() {
             ("{paths: ['']}", "spec.rules[0].to[0].operation.paths[0] … an empty string"),
             ("{notPaths: ['']}", "spec.rules[0].to[0].operation.notPaths[0] … an empty string"),
             ("{ports: ['80', '65535', '0080']}", ""),
+            ("{ports: ['0', '00']}", "spec.rules[0].to[0].operation.ports[0] | spec.rules[0].to[0].operation.ports[1]"),
             ("{ports: ['']}", "spec.rules[0].to[0].operation.ports[0] … an empty string"),
             (
                 "{ports: [8080]}",
@@ -317,64 +318,82 @@ fn of_peer_authentication() {
 fn of_request_authentication() {
     let rule = |rule: &str, expected: &str| errors(REQUEST, &[(&format!("{{jwtRules: [{rule}]}}"), expected)]);
     let at = |field: &str, words: &str| format!("spec.jwtRules[0].{field} … {words}");
+    rule("{issuer: 'https://i', jwksUri: 'https://a/k'}", "");
+    rule("{jwksUri: 'https://a/k'}", &at("issuer", "must be set"));
+    rule("{issuer: i}", &at("issuer", "is no URL at which keys could be found"));
+    rule("{issuer: i, jwks: ''}", &at("issuer", "is no URL"));
     rule("{issuer: i, jwksUri: 'https://a/k'}", "");
-    rule("{jwksUri: 'https://a/k'}", "");
     rule("{}", &at("issuer", "must be set"));
-    rule("{jwks: '{\"keys\":[]}'}", &at("issuer", "must be set"));
+    let key = "{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQAB\"}";
+    rule(&format!("{{jwks: '{{\"keys\":[{key}]}}'}}"), &at("issuer", "must be set"));
+    rule(&format!("{{issuer: i, jwks: '{{\"keys\":[{key}]}}'}}"), "");
+    rule("{issuer: i, jwks: '{\"keys\":[]}'}", &at("jwks", "every token of this issuer would be refused"));
+    rule("{issuer: i, jwksUri: 'https://u:p@a/k'}", &at("jwksUri", "contains a user"));
+    rule("{issuer: 'https://i', fromHeaders: [{name: ':authority'}]}", &at("fromHeaders[0].name", "not a header's name"));
     rule("{issuer: ''}", &at("issuer", "must not be an empty string"));
-    rule("{issuer: i, audiences: [a, '']}", &at("audiences[1]", "empty string"));
-    rule("{issuer: i, jwksUri: 'https://a/k', jwks: '{\"keys\":[]}'}", "spec.jwtRules[0] … only one of jwksUri and jwks");
-    rule("{issuer: i, jwksUri: 'https://a/k', jwks_uri: 'https://a/k'}", "spec.jwtRules[0] … only one of jwksUri and jwks");
-    rule("{issuer: i, jwks_uri: 'https://a/k'}", "");
+    rule("{issuer: 'https://i', audiences: [a, '']}", &at("audiences[1]", "empty string"));
+    rule(
+        "{issuer: 'https://i', jwksUri: 'https://a/k', jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"AQ\"}]}'}",
+        "spec.jwtRules[0] … only one of jwksUri and jwks",
+    );
+    rule(
+        "{issuer: 'https://i', jwksUri: 'https://a/k', jwks_uri: 'https://a/k'}",
+        "spec.jwtRules[0] … only one of jwksUri and jwks",
+    );
+    rule("{issuer: 'https://i', jwks_uri: 'https://a/k'}", "");
     for bad in ["ftp://a", "a/b", "", "https://", "://x", "HTTPS//a"] {
-        rule(&format!("{{issuer: i, jwksUri: '{bad}'}}"), &at("jwksUri", ""));
+        rule(&format!("{{issuer: 'https://i', jwksUri: '{bad}'}}"), &at("jwksUri", ""));
     }
     for bad in ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://[::ffff:169.254.0.1]/k"] {
-        rule(&format!("{{issuer: i, jwksUri: '{bad}'}}"), &at("jwksUri", "link-local"));
+        rule(&format!("{{issuer: 'https://i', jwksUri: '{bad}'}}"), &at("jwksUri", "link-local"));
     }
-    rule("{issuer: i, jwksUri: 'HTTP://a:8080/k?x=y'}", "");
-    rule(&format!("{{issuer: i, jwksUri: 'https://a/{}'}}", "k".repeat(2048)), &at("jwksUri", "longer than 2048"));
-    rule("{issuer: i, jwks: 'hello'}", &at("jwks", "is not JSON"));
-    rule("{issuer: i, jwks: '[]'}", &at("jwks", "an object is expected"));
-    rule("{issuer: i, jwks: '{\"keys\": 1}'}", &at("jwks", "\"keys\" must be a list"));
-    rule("{issuer: i, jwks: '{}'}", &at("jwks", "it has no type"));
-    rule("{issuer: i, jwks: '{\"keys\": [{\"kty\": \"X\"}]}'}", &at("jwks", "keys[0] has the type (kty) \"X\""));
-    rule("{issuer: i, jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\"}]}'}", &at("jwks", "e is missing"));
+    rule("{issuer: 'https://i', jwksUri: 'HTTP://a:8080/k?x=y'}", "");
+    rule(&format!("{{issuer: 'https://i', jwksUri: 'https://a/{}'}}", "k".repeat(2048)), &at("jwksUri", "longer than 2048"));
+    rule("{issuer: 'https://i', jwks: 'hello'}", &at("jwks", "is not JSON"));
+    rule("{issuer: 'https://i', jwks: '[]'}", &at("jwks", "an object is expected"));
+    rule("{issuer: 'https://i', jwks: '{\"keys\": 1}'}", &at("jwks", "it has no list \"keys\""));
+    rule("{issuer: 'https://i', jwks: '{}'}", &at("jwks", "it has no list"));
+    rule("{issuer: 'https://i', jwks: '{\"keys\": [{}]}'}", &at("jwks", "keys[0] is not a JSON Web Key: it has no type"));
+    rule("{issuer: 'https://i', jwks: '{\"keys\": [{\"kty\": \"X\"}]}'}", &at("jwks", "keys[0] has the type (kty) \"X\""));
+    rule("{issuer: 'https://i', jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\"}]}'}", &at("jwks", "e is missing"));
     rule(
-        "{issuer: i, jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"e\": \"!\"}]}'}",
+        "{issuer: 'https://i', jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"e\": \"!\"}]}'}",
         &at("jwks", "e is missing or not base64url"),
     );
-    rule("{issuer: i, jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"e\": \"AQAB\"}]}'}", "");
-    rule("{issuer: i, jwks: '{\"kty\": \"OKP\", \"crv\": \"Ed25519\", \"x\": \"AQAB\"}'}", "");
-    rule("{issuer: i, fromHeaders: [{name: x, prefix: 'Bearer '}]}", "");
-    rule("{issuer: i, fromHeaders: [{prefix: x}]}", &at("fromHeaders[0].name", "must be set"));
-    rule("{issuer: i, fromHeaders: [{name: 'a b'}]}", &at("fromHeaders[0].name", "not a header's name"));
-    rule("{issuer: i, fromHeaders: [null]}", &at("fromHeaders[0]", "must not be null"));
-    rule("{issuer: i, fromHeaders: [{name: x, value: y}]}", &at("fromHeaders[0].value", "known are name, prefix"));
-    rule("{issuer: i, fromParams: ['']}", &at("fromParams[0]", "empty string"));
-    rule("{issuer: i, fromCookies: ['']}", &at("fromCookies[0]", "empty string"));
-    rule("{issuer: i, fromCookie: [a]}", &at("fromCookie", "did you mean fromCookies?"));
-    rule("{issuer: i, outputClaimToHeaders: [{header: x-a, claim: a.b}]}", "");
-    rule("{issuer: i, outputClaimToHeaders: [{header: x-a}]}", &at("outputClaimToHeaders[0].claim", "must be set"));
-    rule("{issuer: i, outputClaimToHeaders: [{claim: x}]}", &at("outputClaimToHeaders[0].header", "must be set"));
-    rule("{issuer: i, outputClaimToHeaders: [{header: 'x.a', claim: x}]}", &at("outputClaimToHeaders[0].header", "only letters"));
-    rule("{issuer: i, outputPayloadToHeader: 'a b'}", &at("outputPayloadToHeader", "not a header's name"));
-    rule("{issuer: i, forwardOriginalToken: 'true'}", &at("forwardOriginalToken", "true or false is expected"));
-    rule("{issuer: i, forwardOriginalToken: true, timeout: 1m30s, spaceDelimitedClaims: [scope]}", "");
-    rule("{issuer: i, timeout: 5}", &at("timeout", "a string is expected"));
-    rule("{issuer: i, timeout: '5'}", &at("timeout", "is not a duration"));
-    rule("{issuer: i, timeout: 10us}", &at("timeout", "too short"));
-    rule("{issuer: i, timeout: 1001us}", &at("timeout", "finer than milliseconds"));
-    rule("{issuer: i, spaceDelimitedClaims: ['']}", &at("spaceDelimitedClaims[0]", "empty string"));
+    rule("{issuer: 'https://i', jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"e\": \"AQAB\"}]}'}", "");
+    rule(&format!("{{issuer: i, jwks: '{key}'}}"), &at("jwks", "it has no list"));
+    rule("{issuer: 'https://i', fromHeaders: [{name: x, prefix: 'Bearer '}]}", "");
+    rule("{issuer: 'https://i', fromHeaders: [{prefix: x}]}", &at("fromHeaders[0].name", "must be set"));
+    rule("{issuer: 'https://i', fromHeaders: [{name: 'a b'}]}", &at("fromHeaders[0].name", "not a header's name"));
+    rule("{issuer: 'https://i', fromHeaders: [null]}", &at("fromHeaders[0]", "must not be null"));
+    rule("{issuer: 'https://i', fromHeaders: [{name: x, value: y}]}", &at("fromHeaders[0].value", "known are name, prefix"));
+    rule("{issuer: 'https://i', fromParams: ['']}", &at("fromParams[0]", "empty string"));
+    rule("{issuer: 'https://i', fromCookies: ['']}", &at("fromCookies[0]", "empty string"));
+    rule("{issuer: 'https://i', fromCookie: [a]}", &at("fromCookie", "did you mean fromCookies?"));
+    rule("{issuer: 'https://i', outputClaimToHeaders: [{header: x-a, claim: a.b}]}", "");
+    rule("{issuer: 'https://i', outputClaimToHeaders: [{header: x-a}]}", &at("outputClaimToHeaders[0].claim", "must be set"));
+    rule("{issuer: 'https://i', outputClaimToHeaders: [{claim: x}]}", &at("outputClaimToHeaders[0].header", "must be set"));
+    rule(
+        "{issuer: 'https://i', outputClaimToHeaders: [{header: 'x.a', claim: x}]}",
+        &at("outputClaimToHeaders[0].header", "only letters"),
+    );
+    rule("{issuer: 'https://i', outputPayloadToHeader: 'a b'}", &at("outputPayloadToHeader", "not a header's name"));
+    rule("{issuer: 'https://i', forwardOriginalToken: 'true'}", &at("forwardOriginalToken", "true or false is expected"));
+    rule("{issuer: 'https://i', forwardOriginalToken: true, timeout: 1m30s, spaceDelimitedClaims: [scope]}", "");
+    rule("{issuer: 'https://i', timeout: 5}", &at("timeout", "a string is expected"));
+    rule("{issuer: 'https://i', timeout: '5'}", &at("timeout", "is not a duration"));
+    rule("{issuer: 'https://i', timeout: 10us}", &at("timeout", "too short"));
+    rule("{issuer: 'https://i', timeout: 1001us}", &at("timeout", "finer than milliseconds"));
+    rule("{issuer: 'https://i', spaceDelimitedClaims: ['']}", &at("spaceDelimitedClaims[0]", "empty string"));
     let claims = vec!["a"; 65].join(",");
-    rule(&format!("{{issuer: i, spaceDelimitedClaims: [{claims}]}}"), &at("spaceDelimitedClaims", "at most 64"));
-    rule("{issuer: i, jwksURI: 'https://a'}", &at("jwksURI", "did you mean jwksUri?"));
+    rule(&format!("{{issuer: 'https://i', spaceDelimitedClaims: [{claims}]}}"), &at("spaceDelimitedClaims", "at most 64"));
+    rule("{issuer: 'https://i', jwksURI: 'https://a'}", &at("jwksURI", "did you mean jwksUri?"));
     rule("null", "spec.jwtRules[0] … must not be null");
 }
 
 #[test]
 fn a_key_s_text_is_never_shown() {
-    let secret = "{issuer: i, jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"d\": \"SECRET\"}]'}";
+    let secret = "{issuer: 'https://i', jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"AQAB\", \"d\": \"SECRET\"}]'}";
     let verdict = validate(REQUEST, &object(REQUEST, &format!("{{jwtRules: [{secret}]}}")), &Nothing);
     assert_eq!(verdict.errors.len(), 1);
     assert!(!report::refusal(&verdict.errors).contains("SECRET"));
