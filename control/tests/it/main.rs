@@ -1,6 +1,7 @@
 //! Tests of the control plane against a small API server in this process.
 
 mod admission;
+mod agreement;
 mod authority;
 mod common;
 mod console;

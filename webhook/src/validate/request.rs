@@ -49,12 +49,17 @@ fn rule(found: &mut Findings, at: &At<'_>, value: &Value) {
     if sources.len() > 1 {
         found.error(at, format!("has {}; only one of jwksUri and jwks is allowed", sources.join(" and ")));
     }
-    let url = issuer.is_some_and(|i| i.starts_with("https://") || i.starts_with("http://"));
-    if get(rule, "issuer").is_none() {
-        found.error(&at.member("issuer"), "must be set: the tokens' iss; without it tokens of any issuer would be believed");
-    } else if issuer.is_some_and(|i| !i.is_empty()) && sources.iter().all(|s| get(rule, s) == Some(&Value::from(""))) && !url {
-        let why = "is no URL at which keys could be found; set jwksUri or jwks";
-        found.error(&at.member("issuer"), format!("{} {why}", quoted(issuer.unwrap_or_default())));
+    match issuer {
+        None if get(rule, "issuer").is_none() => {
+            found.error(&at.member("issuer"), "must be set: the tokens' iss; without it tokens of any issuer would be believed");
+        }
+        // Its keys are then looked for where OpenID says.
+        Some(issuer) if !issuer.is_empty() && sources.iter().all(|s| get(rule, s) == Some(&Value::from(""))) => {
+            if let Err(why) = jwks_uri(issuer) {
+                found.error(&at.member("issuer"), format!("{why}, so keys can't be found there; set jwksUri or jwks"));
+            }
+        }
+        _ => {}
     }
     for name in ["jwksUri", "jwks_uri"] {
         if let Some(uri) = text(found, at, rule, name)

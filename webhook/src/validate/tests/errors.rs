@@ -320,8 +320,8 @@ fn of_request_authentication() {
     let at = |field: &str, words: &str| format!("spec.jwtRules[0].{field} … {words}");
     rule("{issuer: 'https://i', jwksUri: 'https://a/k'}", "");
     rule("{jwksUri: 'https://a/k'}", &at("issuer", "must be set"));
-    rule("{issuer: i}", &at("issuer", "is no URL at which keys could be found"));
-    rule("{issuer: i, jwks: ''}", &at("issuer", "is no URL"));
+    rule("{issuer: i}", &at("issuer", "must begin with http:// or https://, so keys can't be found there"));
+    rule("{issuer: i, jwks: ''}", &at("issuer", "keys can't be found there"));
     rule("{issuer: i, jwksUri: 'https://a/k'}", "");
     rule("{}", &at("issuer", "must be set"));
     let key = "{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQAB\"}";
