@@ -316,13 +316,16 @@ impl Keeper {
             let bundle = state.bundle();
             let held_up = outside.spread.iter().find(|(_, has)| **has.borrow() != *bundle).map_or("", |(what, _)| what);
             let signer = self.known().signers.get(&state.issuer).map(|(signer, _)| signer.clone());
-            let moved = outside.moved.as_ref().zip(signer).is_some_and(|(moved, signer)| moved(&signer));
+            let moved = outside.moved.as_ref().zip(signer.as_ref()).is_some_and(|(moved, signer)| moved(signer));
+            let present_until = signer.map_or(0, |signer| seconds(signer.not_after()));
             let step = state.step(
                 &found,
                 &after.asked,
                 Circumstances {
                     now: seconds((self.clock)()),
                     delay: self.plan.delay.as_secs(),
+                    settle: names::LEAF_BACKDATE_SECONDS,
+                    present_until,
                     keep: (self.plan.leaf_life + MARGIN).as_secs(),
                     spread: held_up.is_empty(),
                     moved,

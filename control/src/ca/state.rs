@@ -102,6 +102,10 @@ pub struct Circumstances<'a> {
     pub now: u64,
     /// How long a root is in the bundle before anything is signed below it, seconds.
     pub delay: u64,
+    /// What clocks may differ by, seconds: how long after its `notBefore` a certificate is put in force, if what signs now lasts so long.
+    pub settle: u64,
+    /// When what signs now ends; 0: it is not known here.
+    pub present_until: u64,
     /// How long a root stays after that, seconds: the life of leaves, and what clocks may differ by.
     pub keep: u64,
     /// Every namespace and every webhook has the bundle as the state says it.
@@ -291,6 +295,13 @@ impl Step {
                 self.waiting = format!("not everybody has the new root {} yet: {}", short(&candidate.root), at.held_up);
                 return;
             }
+        }
+        // An authority that was made just now (cert-manager's begin at that very moment) is not valid yet for clocks that lag.
+        let ripe = candidate.not_before.saturating_add(at.settle);
+        if !first && at.now < ripe && ripe < at.present_until {
+            self.wake(ripe - at.now);
+            self.waiting = format!("{} is too young for clocks that lag, for {} s more", short(&candidate.issuer), ripe - at.now);
+            return;
         }
         self.state.issuer.clone_from(&candidate.issuer);
         self.state.issuer_root.clone_from(&candidate.root);

@@ -22,7 +22,17 @@ fn own(name: &str, now: u64) -> Candidate {
 }
 
 fn at(now: u64) -> Circumstances<'static> {
-    Circumstances { now, delay: DELAY, keep: KEEP, spread: true, moved: false, root_part: 0.8, held_up: "" }
+    Circumstances {
+        now,
+        delay: DELAY,
+        settle: 0,
+        present_until: 0,
+        keep: KEEP,
+        spread: true,
+        moved: false,
+        root_part: 0.8,
+        held_up: "",
+    }
 }
 
 fn bundle(state: &State) -> Vec<&str> {
@@ -128,6 +138,27 @@ fn a_users_authority_at_the_first_start_needs_no_other() {
     let next = next.state.step(&found, &Asked::default(), at(2000 + DELAY));
     assert_eq!((next.state.issuer.as_str(), bundle(&next.state)), ("i3", vec!["r", "s"]));
     assert_eq!(bundle(&next.state.step(&found, &Asked::default(), at(2000 + DELAY + KEEP)).state), ["s"]);
+}
+
+#[test]
+fn an_authority_that_was_made_just_now_waits_for_clocks_that_lag() {
+    let given = |name: &str, not_before| {
+        let candidate = Candidate { not_before, ..candidate(name, "r", 0) };
+        Found { theirs: Theirs::Given("cacerts".into(), candidate), ..Found::default() }
+    };
+    let young = |now, present_until| Circumstances { settle: 600, present_until, ..at(now) };
+    let first = State::default().step(&given("i1", 1000), &Asked::default(), young(1000, 0)).state;
+    assert_eq!(first.issuer, "i1", "there is no other");
+    let step = first.step(&given("i2", 5000), &Asked::default(), young(5100, 9000));
+    assert_eq!((step.state.issuer.as_str(), step.wait), ("i1", Some(500)));
+    assert!(step.waiting.contains("500 s"), "{}", step.waiting);
+    assert_eq!(first.step(&given("i2", 5000), &Asked::default(), young(5600, 9000)).state.issuer, "i2");
+    assert_eq!(
+        first.step(&given("i2", 5000), &Asked::default(), young(5100, 5500)).state.issuer,
+        "i2",
+        "the present one ends before"
+    );
+    assert_eq!(first.step(&given("i2", 5000), &Asked::default(), young(5100, 0)).state.issuer, "i2", "the present one is lost");
 }
 
 #[test]
