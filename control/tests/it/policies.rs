@@ -136,7 +136,7 @@ async fn issuer() -> (String, tokio::sync::watch::Sender<Option<&'static str>>) 
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
     let keys = move || {
         let now = *says.borrow();
-        async move { now.map_or_else(|| StatusCode::SERVICE_UNAVAILABLE.into_response(), |text| text.into_response()) }
+        async move { now.map_or_else(|| StatusCode::SERVICE_UNAVAILABLE.into_response(), axum::response::IntoResponse::into_response) }
     };
     let router = axum::Router::new().route("/keys", axum::routing::get(keys));
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
