@@ -56,7 +56,7 @@ pub struct Seen<'a> {
 /// The HTTP side of a [`Seen`].
 #[derive(Clone, Copy, Debug)]
 pub struct SeenHttp<'a> {
-    /// As it came.
+    /// As it came; empty, with an empty path: the request was not read.
     pub method: &'a str,
     /// Normalised, without the query.
     pub path: &'a str,
@@ -130,8 +130,11 @@ impl<'a> Key<'a> {
             port: seen.port,
             http: http.is_some(),
             method: http.map_or("", |http| cut(http.method)),
-            // A CONNECT has no path, and an empty one means that it isn't known.
-            path: http.map_or("", |http| if http.path.is_empty() { "/" } else { cut(http.path) }),
+            // A CONNECT has no path, and an empty one means that it isn't known, as an empty method does.
+            path: http.map_or("", |http| match http.path {
+                "" if !http.method.is_empty() => "/",
+                path => cut(path),
+            }),
             host: http.map_or("", |http| cut(std::str::from_utf8(http.host).unwrap_or("?"))),
             principal: http.and_then(|http| http.principal).map_or("", cut),
         }

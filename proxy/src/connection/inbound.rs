@@ -18,6 +18,7 @@ use crate::http::HttpVersion;
 use crate::inbound::Mtls;
 use crate::io::{Prefixed, Stream};
 use crate::log;
+use crate::report::{Seen, SeenHttp};
 use crate::settings::Protocol;
 use crate::sys;
 use crate::telemetry::{ConnectionRecord, Detected, Flag};
@@ -106,9 +107,23 @@ async fn strict(mut io: Prefixed<Stream>, declared: Protocol, arrival: Arrival, 
                 down.original.0.port()
             ));
             context.worker.recorder.refused_plaintext();
+            // One that said nothing was hardly a caller: something looks whether the port is open.
+            if speaks {
+                let report = context.worker.recorder.report();
+                let seen = turned_away(down, declared);
+                report.seen(&seen);
+                report.refused(&seen, "", "the port takes only mutual TLS (PeerAuthentication STRICT)");
+            }
             refuse(&stream, down, Flag::PlaintextRefused, context);
         }
     }
+}
+
+/// A connection that was refused before it was known what it wants.
+fn turned_away(down: &Downstream, declared: Protocol) -> Seen<'static> {
+    let opaque = matches!(declared, Protocol::Tcp | Protocol::Tls);
+    let http = SeenHttp { method: "", path: "", host: b"", principal: None, request_id: None };
+    Seen { identity: None, address: down.peer.ip(), port: down.original.0.port(), http: (!opaque).then_some(http), denied: true }
 }
 
 fn refuse(stream: &Stream, down: &Downstream, flag: Flag, context: &Context) {

@@ -35,6 +35,8 @@ fn alike_requests_are_one_edge() {
     collector.seen(&seen(None, "10.0.0.2", None));
     collector.seen(&Seen { port: 1, ..seen(None, "10.0.0.2", None) });
     collector.seen(&seen(None, "10.0.0.3", Some(SeenHttp { method: "CONNECT", ..http("") })));
+    let unread = SeenHttp { method: "", path: "", host: b"", ..http("") };
+    collector.seen(&Seen { denied: true, ..seen(None, "10.0.0.4", Some(unread)) });
     let batch = collector.take();
     assert_eq!(
         told(&batch),
@@ -44,6 +46,7 @@ fn alike_requests_are_one_edge() {
             "10.0.0.2 tcp   1/0",
             "10.0.0.2 tcp   1/0",
             "10.0.0.3 http CONNECT app/ 1/0",
+            "10.0.0.4 http   1/1",
             "spiffe://a http GET app/x 4/0",
         ]
     );

@@ -123,6 +123,9 @@ impl Recorder {
                 self.count(policy, part);
             }
         }
+        if decision.outcome.is_some_and(|outcome| outcome.shadow == Some(Shadow::NoAllowMatched)) {
+            self.report().hit("", weft_api::wire::AuthorizationAction::Allow, true, true);
+        }
         let seen = decision.seen(refusal.is_some());
         self.report().seen(&seen);
         let Some(refusal) = refusal else { return };
