@@ -150,19 +150,20 @@ async fn refused(console: &Console, id: &str, args: &Args) -> anyhow::Result<Exi
     if output::structured(args.output, &Refusals { refusals: found.clone() })? {
         return Ok(ExitCode::FAILURE);
     }
-    for refusal in &found {
-        print!("{}", story(refusal));
-        // What the configuration of now says, rule by rule.
-        let question = again(refusal);
-        match console.post::<_, Explained>("/v1/explain", &question).await {
-            Ok(answers) => {
-                if let Some(judged) = answers.into_iter().next().and_then(|a| a.data.verdicts.into_iter().next()) {
-                    println!("\nWhat the configuration of now says of it (without its headers and token):");
-                    print!("{}", describe(&judged));
-                }
+    let Some(newest) = found.first() else { return Ok(ExitCode::FAILURE) };
+    print!("{}", story(newest));
+    if found.len() > 1 {
+        println!("({} requests bore this id; this was the newest.)", found.len());
+    }
+    // What the configuration of now says, rule by rule.
+    match console.post::<_, Explained>("/v1/explain", &again(newest)).await {
+        Ok(answers) => {
+            if let Some(judged) = answers.into_iter().next().and_then(|a| a.data.verdicts.into_iter().next()) {
+                println!("\nWhat the configuration of now says of it (without its headers and token):");
+                print!("{}", describe(&judged));
             }
-            Err(error) => println!("\nIt can't be judged anew: {error:#}"),
         }
+        Err(error) => println!("\nIt can't be judged anew: {error:#}"),
     }
     Ok(ExitCode::FAILURE)
 }
