@@ -48,7 +48,7 @@ pub(crate) struct Console {
 
 enum Replica {
     Address(String),
-    Pod { api: Api<Pod>, namespace: String, name: String },
+    Pod { api: Box<Api<Pod>>, namespace: String, name: String },
 }
 
 impl Replica {
@@ -97,7 +97,7 @@ impl Console {
             .into_iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none())
             .filter(|pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"))
-            .map(|pod| Replica::Pod { api: api.clone(), namespace: namespace.clone(), name: pod.name_any() })
+            .map(|pod| Replica::Pod { api: Box::new(api.clone()), namespace: namespace.clone(), name: pod.name_any() })
             .collect();
         if replicas.is_empty() && all > 0 {
             bail!(

@@ -60,7 +60,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Subcommand)]
 enum About {
     /// What would become of a request, or became of a refused one, and each rule that was looked at
-    Request(request::Args),
+    Request(Box<request::Args>),
 }
 
 /// Runs it.

@@ -120,7 +120,7 @@ impl Configured {
             method: key.http && key.method.is_empty(),
             sni: !key.http,
         };
-        let http = key.http.then(|| (&*key.method, &*key.path, &*key.host, token.as_ref()));
+        let http = key.http.then_some((&*key.method, &*key.path, &*key.host, token.as_ref()));
         let sample = Sample { identity, address, port: key.port, http };
         let Self { inbound, bounds } = self;
         let bounds = bounds
