@@ -11,7 +11,10 @@ export RUSTC_BOOTSTRAP=1
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=16 --cfg fuzzing"
 bins=()
-for target in "${targets[@]}"; do bins+=(--bin "$target"); done
+for target in "${targets[@]}"; do
+  bins+=(--bin "$target")
+  if [ "$target" = csr ]; then bins+=(--features control); fi
+done
 cargo build --release --target "$host" "${bins[@]}"
 
 status=0

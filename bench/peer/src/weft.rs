@@ -101,6 +101,9 @@ fn compile(spec: &Value) -> wire::AuthorizationPolicy {
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "p", "namespace": "default"}, "spec": spec,
     }));
+    if !policy.spec.broken.is_empty() {
+        println!("not understood: {}: {spec}", policy.spec.broken);
+    }
     wire::AuthorizationPolicy {
         namespace: policy.namespace,
         name: policy.name,
