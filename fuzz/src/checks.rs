@@ -12,11 +12,11 @@ use weft_policy::path::{Normalization, normalise};
 use weft_proxy::detect::{Verdict as Bytes, judge, tls_or_opaque};
 
 /// Every check by the name of its folder in `fuzz/corpus/`.
-pub const ALL: &[(&str, fn(&[u8]))] = &[("detect", detect), ("path", path), ("jwt", jwt), ("policy", policy)];
+pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[("detect", detect), ("path", path), ("jwt", jwt), ("policy", policy)];
 
 /// First bytes of connections: the verdict about a beginning is never taken back by what follows (but for a line that is longer than a
 /// request line is waited for).
-pub fn detect(input: &[u8]) {
+pub(crate) fn detect(input: &[u8]) {
     let Some((&cut, bytes)) = input.split_first() else { return };
     let beginning = &bytes[..bytes.len() * usize::from(cut) / 255];
     for of in [judge, tls_or_opaque] {
@@ -34,7 +34,7 @@ const MODES: [Normalization; 4] =
     [Normalization::None, Normalization::Base, Normalization::MergeSlashes, Normalization::DecodeAndMergeSlashes];
 
 /// Request targets: the result is in normal form, and normalising it again changes nothing.
-pub fn path(input: &[u8]) {
+pub(crate) fn path(input: &[u8]) {
     let target = String::from_utf8_lossy(input);
     for how in MODES {
         let Ok(once) = normalise(&target, how) else { continue };
@@ -71,7 +71,7 @@ impl Source for Carrier<'_> {
 }
 
 /// Tokens: whatever stands in a header or a query, it proves nothing.
-pub fn jwt(input: &[u8]) {
+pub(crate) fn jwt(input: &[u8]) {
     let rule = wire::JwtRule { issuer: "https://issuer.example".into(), jwks: JWKS.into(), ..wire::JwtRule::default() };
     let anywhere = wire::JwtRule {
         from_headers: vec![wire::JwtHeader { name: "x-token".into(), prefix: String::new() }],
@@ -91,7 +91,7 @@ pub fn jwt(input: &[u8]) {
 
 /// Policies from the wire: compiling and asking them never panics, what decides and what explains agree, and a policy set that can't be
 /// understood at all lets nothing through that an empty ALLOW would keep out.
-pub fn policy(input: &[u8]) {
+pub(crate) fn policy(input: &[u8]) {
     let Some((&cut, input)) = input.split_first() else { return };
     let (request, config) = input.split_at(input.len() * usize::from(cut) / 255);
     let Ok(inbound) = wire::Inbound::decode(config) else { return };
@@ -100,8 +100,10 @@ pub fn policy(input: &[u8]) {
     let mut parts = text.split('\n');
     let mut next = || parts.next().unwrap_or_default();
     let (id, host, method, target, sni) = (next(), next(), next(), next(), next());
-    let headers: Vec<(String, String)> =
-        parts.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    let headers: Vec<(String, String)> = parts
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
     let Ok(target) = normalise(target, Normalization::Base) else { return };
     let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
     let mut request = Request {
