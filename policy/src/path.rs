@@ -277,7 +277,7 @@ fn push_decoded(out: &mut Vec<u8>, byte: u8, path: &[u8], next: usize, stray: &m
 
 /// A pattern of paths: literal segments, `{*}` for exactly one segment (not empty), `{**}` for any text, of which there is at most one and after
 /// which only literals follow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Template {
     /// Literal texts between the `{*}`: the first is where the path begins.
     head: Box<[Box<[u8]>]>,

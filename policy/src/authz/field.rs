@@ -53,7 +53,7 @@ impl Attribute {
 }
 
 /// What the attribute is compared with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Values {
     Texts(Box<[TextMatch]>),
     Nets(Box<[IpNet]>),

@@ -4,6 +4,9 @@
 //! of one test each: "the path begins with /api/" is a key, "the principal is X" is one. Which part and which tests are chosen by how many rules
 //! share their keys, so that a request meets few. A rule without such a part is met by every request.
 //!
+//! Of the rules without such a part many may exclude the same (`notPaths: ["/api/*"]` in a thousand of them). What most of them exclude is looked at
+//! once per request, and those that it excludes are passed over.
+//!
 //! The index only narrows; whoever is found is evaluated in full. So a collision of hashes costs time, never a wrong verdict.
 //! That it misses nobody is what the property tests are about.
 
@@ -215,11 +218,76 @@ impl Drawer {
     }
 }
 
+/// Rules that are met by every request, fewer of which are not worth the work.
+const MANY: usize = 32;
+
+/// Tests that exclude, each with one value, shared by rules that every request meets.
+#[derive(Debug, Default)]
+struct Exclusions {
+    /// At most 64.
+    tests: Vec<Field>,
+    /// For each rule that every request meets, which of the tests are its own.
+    of: Vec<u64>,
+}
+
+impl Exclusions {
+    fn new(rules: &[&Rule]) -> Self {
+        if rules.len() < MANY {
+            return Self::default();
+        }
+        let mut shared: HashMap<(&Attribute, Values), (usize, Vec<usize>)> = HashMap::new();
+        for (n, rule) in rules.iter().enumerate() {
+            for field in unavoidable(rule).filter(|field| field.negated) {
+                for value in each(&field.values) {
+                    let next = shared.len();
+                    let (_, of) = shared.entry((&field.attribute, value)).or_insert_with(|| (next, Vec::new()));
+                    of.push(n);
+                }
+            }
+        }
+        let mut shared: Vec<_> = shared.into_iter().filter(|(_, (_, of))| of.len() > 1).collect();
+        // The most shared first; ties by their order, so that the same policies make the same index.
+        shared.sort_by(|(_, (first, a)), (_, (second, b))| b.len().cmp(&a.len()).then(first.cmp(second)));
+        shared.truncate(64);
+        let mut masks = vec![0; rules.len()];
+        for (bit, (_, (_, of))) in shared.iter().enumerate() {
+            for n in of {
+                masks[*n] |= 1 << bit;
+            }
+        }
+        let test = |(attribute, values): (&Attribute, Values)| Field {
+            attribute: attribute.clone(),
+            negated: true,
+            values,
+            name: Box::default(),
+        };
+        Self { tests: shared.into_iter().map(|(key, _)| test(key)).collect(), of: masks }
+    }
+}
+
+/// The tests without which a rule can't match, whichever alternative does.
+fn unavoidable(rule: &Rule) -> impl Iterator<Item = &Field> {
+    fn only(alternatives: &[All]) -> &[Field] {
+        if let [one] = alternatives { one } else { &[] }
+    }
+    only(&rule.from).iter().chain(only(&rule.to)).chain(&*rule.when)
+}
+
+/// Each value on its own.
+fn each(values: &Values) -> Vec<Values> {
+    match values {
+        Values::Texts(list) => list.iter().map(|value| Values::Texts([value.clone()].into())).collect(),
+        Values::Nets(list) => list.iter().map(|value| Values::Nets([*value].into())).collect(),
+        Values::Ports(list) => list.iter().map(|value| Values::Ports([*value].into())).collect(),
+    }
+}
+
 /// All rules of an engine, filed.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     /// Met by every request.
     always: Vec<RuleId>,
+    exclusions: Exclusions,
     drawers: Vec<(Attribute, Drawer)>,
 }
 
@@ -244,9 +312,14 @@ impl Index {
         names.truncate(MAX_HEADERS);
         let chooser = Chooser { shared, count, headers: names.into_iter().map(|(name, _)| name.into()).collect() };
         let mut index = Self::default();
+        let mut always = Vec::new();
         for (id, rule) in rules.enumerate() {
             index.file(id as RuleId, rule, &chooser);
+            if index.always.last() == Some(&(id as RuleId)) {
+                always.push(rule);
+            }
         }
+        index.exclusions = Exclusions::new(&always);
         index
     }
 
@@ -277,10 +350,34 @@ impl Index {
         &mut self.drawers[place].1
     }
 
+    fn unfiled(&self, request: &Request<'_>, show: &mut impl FnMut(&[RuleId])) {
+        let Exclusions { tests, of } = &self.exclusions;
+        let mut excluding = 0_u64;
+        for (bit, test) in tests.iter().enumerate() {
+            excluding |= u64::from(!test.holds(request)) << bit;
+        }
+        if excluding == 0 {
+            return show(&self.always);
+        }
+        // In runs, within which the engine can skip.
+        let mut from = 0;
+        for (n, own) in of.iter().enumerate() {
+            if own & excluding != 0 {
+                if from < n {
+                    show(&self.always[from..n]);
+                }
+                from = n + 1;
+            }
+        }
+        if from < self.always.len() {
+            show(&self.always[from..]);
+        }
+    }
+
     /// Shows every rule that may match the request, some perhaps twice.
     #[inline]
     pub(crate) fn candidates(&self, request: &Request<'_>, mut show: impl FnMut(&[RuleId])) {
-        show(&self.always);
+        self.unfiled(request, &mut show);
         for (attribute, drawer) in &self.drawers {
             match attribute {
                 Attribute::SourceIp | Attribute::RemoteIp | Attribute::DestinationIp => {

@@ -5,7 +5,7 @@ use weft_api::wire;
 use weft_api::wire::string_match::Kind;
 
 /// A compiled [`wire::StringMatch`]. Where letter case doesn't matter the pattern is in lower case already.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum TextMatch {
     Exact(Box<[u8]>),
     Prefix(Box<[u8]>),

@@ -202,3 +202,43 @@ fn the_engine_agrees_with_the_naive_evaluator_on_many_policies() {
     }
     assert!(seen.len() > 8, "too few kinds of verdicts: {seen:#?}");
 }
+
+/// Rules of exclusions only, which no part of a request finds: what many of them exclude is looked at once.
+#[test]
+fn the_engine_agrees_with_the_naive_evaluator_on_many_exclusions() {
+    let mut rng = Rng(0x1357_9bdf_0246_8ace);
+    let mut seen = Count::new();
+    for _ in 0..150 {
+        let mut policies: Vec<_> = (0..60).map(|_| generate::policy(&mut rng)).collect();
+        for policy in &mut policies {
+            for rule in &mut policy.rules {
+                for source in &mut rule.from {
+                    source.principals.clear();
+                    source.request_principals.clear();
+                    source.namespaces.clear();
+                    source.service_accounts.clear();
+                    source.trust_domains.clear();
+                    source.ip_blocks.clear();
+                    source.remote_ip_blocks.clear();
+                }
+                for operation in &mut rule.to {
+                    operation.hosts.clear();
+                    operation.ports.clear();
+                    operation.methods.clear();
+                    operation.paths.clear();
+                }
+                rule.when.retain(|condition| !condition.not_values.is_empty());
+                rule.when.iter_mut().for_each(|condition| condition.values.clear());
+            }
+            policy.rules.retain(|rule| !(rule.from.is_empty() && rule.to.is_empty() && rule.when.is_empty()));
+        }
+        policies.retain(|policy| !naive::is_broken(policy) && (policy.action == 0 || rng.one_in(8)));
+        let domains = generate::trust_domains(&mut rng);
+        let engine = Engine::compile(&policies, &domains);
+        for _ in 0..100 {
+            let plain = generate::request(&mut rng);
+            compare(&engine, &policies, &domains, &plain, &mut seen, false);
+        }
+    }
+    assert!(seen.len() > 6, "too few kinds of verdicts: {seen:#?}");
+}
