@@ -87,7 +87,7 @@ const SHAPES: [(&str, Shape, bool); 6] = [
     ("path templates", templates, true),
     ("a header of each rule", headers, true),
     ("a network of each rule", networks, true),
-    ("exclusions only (every rule is evaluated)", exclusions, false),
+    ("exclusions only (every rule is met)", exclusions, false),
 ];
 
 /// Measures, prints, and says whether all is within the limit.
