@@ -200,7 +200,8 @@ fn describe(preview: &Preview, since: u64) -> String {
 fn row(change: &Change) -> Vec<String> {
     let request = match (change.protocol.as_str(), change.path.is_empty()) {
         ("http", false) => format!("{} {}{}", or_dash(&change.method), change.host, change.path),
-        ("http", true) => format!("{} (others)", or_dash(&change.method)),
+        ("http", true) if change.method.is_empty() => "(not known)".into(),
+        ("http", true) => format!("{} (others)", change.method),
         _ => "connection".into(),
     };
     let effect = match change.effect {

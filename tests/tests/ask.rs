@@ -134,3 +134,91 @@ async fn see_what_goes_on_and_ask_before_and_after() -> anyhow::Result<()> {
     })
     .await
 }
+
+/// A process that ends with the value.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const FOLDER: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}, annotations: {weft.mesh/status: '{}'}}
+spec: {serviceAccountName: cart, containers: [{name: app, ports: [{containerPort: 8080}]}, {name: weft-proxy}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: shop}
+spec: {rules: [{from: [{source: {serviceAccounts: [web]}}], to: [{operation: {methods: [GET]}}]}]}
+";
+
+#[test]
+fn a_control_plane_without_kubernetes_can_be_asked_too() -> anyhow::Result<()> {
+    use std::process::{Command, Stdio};
+    use weft_tests::cluster::binary;
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("manifests");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("all.yaml"), FOLDER)?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let log = dir.path().join("log");
+    let child = Command::new(binary("weft-control"))
+        .arg(format!("--manifests={}", folder.display()))
+        .arg(format!("--config={}", dir.path().join("none.yaml").display()))
+        .args(["--webhook-port=0", "--control-port=0", "--metrics-port=0"])
+        .arg(format!("--console-port={port}"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log)?)
+        .spawn()
+        .context("weft-control")?;
+    let _control = Process(child);
+    let address = format!("127.0.0.1:{port}");
+    let weft = |args: &[&str]| {
+        // No cluster is needed, and none is asked.
+        Command::new(binary("weft"))
+            .args(args)
+            .args(["-n", "shop", "--console", &address])
+            .env("KUBECONFIG", "/nonexistent")
+            .output()
+    };
+    let text =
+        |out: &std::process::Output| format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let started = std::time::Instant::now();
+    let authz = loop {
+        let out = weft(&["authz", "svc/cart", "-o", "json"])?;
+        if out.status.success() {
+            break serde_json::from_slice::<Value>(&out.stdout)?;
+        }
+        ensure!(started.elapsed() < PATIENCE, "{}\n{}", text(&out), std::fs::read_to_string(&log)?);
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!((&authz["policies"][0]["policy"], &authz["pods"]), (&json!("shop/readers"), &json!(["cart-1"])), "{authz:#}");
+    let why = |from: &str, method: &str| weft(&["why", "request", "--from", "sa", from, "--to", "svc/cart", "--method", method]);
+    let out = why("shop/web", "GET")?;
+    assert!(out.status.success() && text(&out).contains("ALLOWED: ALLOW policy shop/readers matches"), "{}", text(&out));
+    let out = why("shop/web", "POST")?;
+    assert!(!out.status.success() && text(&out).contains("methods"), "{}", text(&out));
+    let out = weft(&["policy", "preview", "-f", folder.to_str().context("path")?])?;
+    assert!(out.status.success() && text(&out).contains("No traffic to meshed pods was seen"), "{}", text(&out));
+    let out = weft(&["edges"])?;
+    assert!(
+        out.status.success() && text(&out).contains("No requests to meshed pods were seen in namespace shop"),
+        "{}",
+        text(&out)
+    );
+    Ok(())
+}
