@@ -50,11 +50,6 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), root })
     }
 
-    /// The root, PEM.
-    pub(crate) fn root(&self) -> &str {
-        &self.root
-    }
-
     /// A P-256 leaf for `id` (a SPIFFE id), for both ends of a connection, without a subject.
     pub(crate) fn leaf(&self, id: &str) -> Result<Leaf> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -110,7 +105,7 @@ mod tests {
         let leaf = authority.leaf(&identity("client")).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(authority.root.as_bytes()).unwrap()).unwrap();
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
         let cert = CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap();
         verifier.verify_client_cert(&cert, &[], rustls::pki_types::UnixTime::now()).unwrap();

@@ -11,8 +11,11 @@ use weft_policy::jwt::{Refusal, Rules, Source};
 use weft_policy::path::{Normalization, normalise};
 use weft_proxy::detect::{Verdict as Bytes, judge, tls_or_opaque};
 
+/// A check and its name.
+pub(crate) type Check = (&'static str, fn(&[u8]));
+
 /// Every check by the name of its folder in `fuzz/corpus/`.
-pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[("detect", detect), ("path", path), ("jwt", jwt), ("policy", policy)];
+pub(crate) const ALL: &[Check] = &[("detect", detect), ("path", path), ("jwt", jwt), ("policy", policy)];
 
 /// First bytes of connections: the verdict about a beginning is never taken back by what follows (but for a line that is longer than a
 /// request line is waited for).

@@ -166,6 +166,8 @@ pub struct Rule {
     /// Header and path to the claim.
     claim_headers: Box<[(Box<str>, Box<str>)]>,
     skew: u64,
+    /// Claims that are lists with spaces between, besides those that always are.
+    spaced: std::sync::Arc<[Box<str>]>,
 }
 
 /// All rules of a workload.
@@ -206,7 +208,7 @@ impl Rules {
         for rule in &self.rules {
             match rule.verify(source, now) {
                 Ok(None) => {}
-                Ok(Some(claims)) => return Ok(Some(Verified { claims, rule })),
+                Ok(Some(claims)) => return Ok(Some(Verified { claims: claims.spaced(&rule.spaced), rule })),
                 // Another rule's issuer is the least that can be said about a token.
                 Err(Refusal::UnknownIssuer) => refusal = refusal.or(Some(Refusal::UnknownIssuer)),
                 Err(why) => refusal = Some(why),
@@ -240,6 +242,7 @@ impl Rule {
             forward: wire.forward_original_token,
             payload_header: (!wire.output_payload_to_header.is_empty()).then(|| lower(&wire.output_payload_to_header)),
             claim_headers: wire.output_claim_to_headers.iter().map(|to| (lower(&to.header), to.claim.as_str().into())).collect(),
+            spaced: wire.space_delimited_claims.iter().map(|claim| claim.as_str().into()).collect(),
             skew: if wire.clock_skew_seconds == 0 { CLOCK_SKEW } else { u64::from(wire.clock_skew_seconds) },
         }
     }

@@ -372,7 +372,7 @@ fn connections_that_end_in_mid_handshake_leave_nothing() {
     let hello = mesh_hello();
     for n in 0..200 {
         let mut stream = server.proxy.connect();
-        stream.write_all(&hello[..(n * 7) % hello.len() + 1]).unwrap();
+        stream.write_all(&hello[..=(n * 7) % hello.len()]).unwrap();
         if n % 2 == 0 {
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         }

@@ -169,7 +169,7 @@ const HEADERS: &[&str] = &[
 ];
 const HEADER_KEYS: &[&str] = &["request.headers[x-tenant]", "request.headers[X-Tenant]", "request.headers[x-debug]"];
 const HEADER_PATTERNS: &[&str] = &["a", "b", "*", "a*", "*b", "a,b", "1", "A", "a,a"];
-const SOURCES: &[Ipv4Addr] = &[Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 1, 2, 3)];
+const SOURCES: &[Ipv4Addr] = &[Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 1, 2, 3)];
 const BLOCKS: &[&str] =
     &["127.0.0.0/8", "127.0.0.1", "127.0.0.2/32", "127.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "127.0.0.1/31", "::/0", "::1"];
 /// Both proxies' addresses are in each of them or in none.

@@ -106,6 +106,7 @@ fn operation(operation: &Operation, http: bool) -> Result<Value> {
     let mut out = Vec::new();
     let each = |list: &[String], make: &dyn Fn(&str) -> Result<Value>| list.iter().map(|v| make(v)).collect::<Result<Vec<_>>>();
     let host = |v: &str| Ok(json!({"header": {"name": ":authority", "string_match": ignoring_case(text(v))}}));
+    let path = |v: &str| Ok(path(v));
     let method = |v: &str| Ok(json!({"header": {"name": ":method", "string_match": text(v)}}));
     let port = |v: &str| Ok(json!({"destination_port": v.parse::<u16>()?}));
     if http {
@@ -119,12 +120,12 @@ fn operation(operation: &Operation, http: bool) -> Result<Value> {
     Ok(all_of("and_rules", "rules", out))
 }
 
-fn path(value: &str) -> Result<Value> {
+fn path(value: &str) -> Value {
     if value.contains('{') {
         let template = value.replace("{**}", "**").replace("{*}", "*");
-        return Ok(json!({"uri_template": {"name": "t", "typed_config": {"@type": TEMPLATE, "path_template": template}}}));
+        return json!({"uri_template": {"name": "t", "typed_config": {"@type": TEMPLATE, "path_template": template}}});
     }
-    Ok(json!({"url_path": {"path": text(value)}}))
+    json!({"url_path": {"path": text(value)}})
 }
 
 fn source(source: &Source, http: bool) -> Result<Value> {

@@ -80,7 +80,7 @@ impl Head {
         let mut target = request.path?;
         if let Some(rest) = target.strip_prefix("http://") {
             let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-            host = rest[..at].to_owned();
+            rest[..at].clone_into(&mut host);
             target = &rest[at..];
         }
         let how = match mode {

@@ -1,6 +1,7 @@
 //! What a verified token says, and how policies look at it.
 
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Claims whose text is a list with spaces between (RFC 6749 and what Istio treats alike).
 const SPACED: [&str; 2] = ["scope", "permission"];
@@ -11,6 +12,8 @@ pub struct Claims {
     all: Map<String, Value>,
     principal: Option<Box<str>>,
     encoded: Box<str>,
+    /// Further claims (at the top) that are lists with spaces between.
+    spaced: Arc<[Box<str>]>,
 }
 
 impl Claims {
@@ -18,7 +21,16 @@ impl Claims {
     pub(super) fn new(all: Map<String, Value>, encoded: &str) -> Self {
         let text = |name: &str| all.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let principal = text("iss").zip(text("sub")).map(|(issuer, subject)| format!("{issuer}/{subject}").into());
-        Self { principal, encoded: encoded.into(), all }
+        Self { principal, encoded: encoded.into(), all, spaced: Arc::default() }
+    }
+
+    /// The rule that verified the token says which claims are lists with spaces between (`spaceDelimitedClaims`).
+    pub(super) fn spaced(self, spaced: &Arc<[Box<str>]>) -> Self {
+        Self { spaced: Arc::clone(spaced), ..self }
+    }
+
+    fn is_spaced(&self, claim: &str) -> bool {
+        SPACED.contains(&claim) || self.spaced.iter().any(|other| **other == *claim)
     }
 
     /// As if a token with this payload had been verified: for questions that people ask by hand, and tests.
@@ -71,7 +83,7 @@ impl Claims {
             value = value.and_then(|value| value.get(&**part));
         }
         match value {
-            Some(Value::String(text)) if rest.is_empty() && SPACED.contains(&&**first) => {
+            Some(Value::String(text)) if rest.is_empty() && self.is_spaced(first) => {
                 text.split(' ').filter(|word| !word.is_empty()).for_each(each);
             }
             Some(Value::String(text)) => each(text),
@@ -98,5 +110,29 @@ impl Claims {
             _ => return None,
         };
         (!text.is_empty() && text.bytes().all(|byte| byte == b'\t' || byte >= b' ' && byte != 0x7f)).then_some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_may_say_that_more_claims_are_lists_with_spaces() {
+        let all = serde_json::json!({"roles": "admin dev", "scope": "a b", "other": "c d"});
+        let Value::Object(all) = all else { unreachable!() };
+        let texts = |claims: &Claims, name: &str| {
+            let mut texts = Vec::new();
+            claims.each_text(&[name.into()], &mut |text| texts.push(text.to_owned()));
+            texts
+        };
+        let plain = Claims::assumed(all);
+        assert_eq!(texts(&plain, "roles"), ["admin dev"]);
+        let told = plain.spaced(&Arc::from([Box::from("roles")]));
+        assert_eq!(
+            (texts(&told, "roles"), texts(&told, "scope")),
+            (vec!["admin".into(), "dev".into()], vec!["a".into(), "b".into()])
+        );
+        assert_eq!(texts(&told, "other"), ["c d"]);
     }
 }
