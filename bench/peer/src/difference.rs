@@ -31,6 +31,9 @@ pub(crate) fn known(set: &Set, call: &Call, theirs: &Answer, ours: &Answer, real
     if malformed && !real {
         return Some("(only a proxy refuses what is malformed)");
     }
+    if malformed && call.target().starts_with(b"http://") {
+        return Some("Hosts and paths that Envoy does not read");
+    }
     if headers("x-forwarded-for") > 0 && set.raw.iter().any(|policy| is_remote(&policy.to_string())) {
         return Some("Forwarded addresses");
     }

@@ -115,7 +115,7 @@ fn operation(operation: &Operation, http: bool) -> Result<Value> {
     push(&mut out, each(&operation.ports, &port)?, each(&operation.not_ports, &port)?, RULES);
     if http {
         push(&mut out, each(&operation.methods, &method)?, each(&operation.not_methods, &method)?, RULES);
-        push(&mut out, each(&operation.paths, &path)?, each(&operation.not_paths, &path)?, RULES);
+        push(&mut out, each(&operation.paths, &|v| Ok(path(v)))?, each(&operation.not_paths, &|v| Ok(path(v)))?, RULES);
     }
     Ok(all_of("and_rules", "rules", out))
 }
