@@ -15,13 +15,96 @@ use tokio_rustls::TlsStream;
 /// What is read ahead at most to find out who speaks.
 const AHEAD: usize = 1024;
 
+/// What is read at once from a socket that has much to give.
+const BULK: usize = 64 * 1024;
+
+/// A socket under TLS. The TLS library reads some KiB at a time, which for a bulk transfer are several system calls per record; this reads more
+/// at once as long as the socket gives it, and keeps what the library has not taken yet. A connection that is not in bulk owns no buffer.
+#[derive(Debug)]
+pub struct Bulk {
+    stream: TcpStream,
+    /// The last read took all that it could.
+    plenty: bool,
+    ahead: Vec<u8>,
+    at: usize,
+}
+
+impl From<TcpStream> for Bulk {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, plenty: false, ahead: Vec::new(), at: 0 }
+    }
+}
+
+impl Bulk {
+    /// The socket beneath.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl AsyncRead for Bulk {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.at == this.ahead.len() {
+            if !this.plenty {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+                this.plenty = buf.remaining() == 0 && buf.filled().len() > before;
+                return Poll::Ready(Ok(()));
+            }
+            this.ahead.clear();
+            this.at = 0;
+            this.ahead.reserve(BULK);
+            match tokio_util::io::poll_read_buf(Pin::new(&mut this.stream), cx, &mut this.ahead) {
+                Poll::Ready(Ok(n)) => this.plenty = n >= buf.remaining(),
+                other => {
+                    // A pause, an end or an error: what comes next is read as usual.
+                    this.plenty = false;
+                    this.ahead = Vec::new();
+                    return other.map_ok(drop);
+                }
+            }
+        }
+        let n = (this.ahead.len() - this.at).min(buf.remaining());
+        buf.put_slice(&this.ahead[this.at..this.at + n]);
+        this.at += n;
+        if this.at == this.ahead.len() && !this.plenty {
+            this.ahead = Vec::new();
+            this.at = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bulk {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// A connection, to a client or to a destination.
 #[derive(Debug)]
 pub enum Stream {
     /// As it is on the wire.
     Plain(TcpStream),
     /// Mutual TLS of the mesh, terminated here.
-    Secure(Box<TlsStream<Prefixed<TcpStream>>>),
+    Secure(Box<TlsStream<Prefixed<Bulk>>>),
 }
 
 impl From<TcpStream> for Stream {
@@ -35,7 +118,7 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Secure(stream) => stream.get_ref().0.get_ref(),
+            Self::Secure(stream) => stream.get_ref().0.get_ref().tcp(),
         }
     }
 

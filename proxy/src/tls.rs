@@ -5,6 +5,7 @@
 //! - [`verify`]: whom a server takes for a peer, and whom a client takes for the server that it wants.
 //! - [`secrets`]: a certificate with its key and the trust bundle, as the TLS configurations of both sides. Immutable: a renewal or a new
 //!   trust bundle makes another one, which new connections take up; none is ever patched.
+//! - `sessions`: what is kept for resumption.
 //! - [`identity`]: gets the certificate from the control plane and renews it.
 //!
 //! Mesh TLS is known by its ALPN name ([`weft_api::names::MESH_ALPNS`]), so that an app's own TLS is never mistaken for it. What can't be
@@ -17,12 +18,13 @@
 
 pub mod identity;
 pub mod secrets;
+mod sessions;
 pub mod spiffe;
 pub mod verify;
 
 pub use secrets::Secrets;
 
-use crate::io::{Prefixed, Stream};
+use crate::io::{Bulk, Prefixed, Stream};
 use rustls_pki_types::ServerName;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -114,6 +116,8 @@ pub struct Peer {
 
 /// Serves a handshake with a client whose ClientHello names one of our protocols.
 pub async fn accept(secrets: &Secrets, client: Prefixed<TcpStream>) -> Result<(Stream, Peer), HandshakeError> {
+    let (seen, client) = client.into_parts();
+    let client = Prefixed::new(seen, Bulk::from(client));
     let stream = TlsAcceptor::from(Arc::clone(&secrets.server)).accept(client).await.map_err(HandshakeError::of)?;
     let (_, session) = stream.get_ref();
     let alpn = session.alpn_protocol().and_then(Alpn::of);
@@ -168,7 +172,7 @@ pub struct Clients {
     identities: Rc<Identities>,
     generation: std::cell::Cell<u64>,
     connectors: RefCell<HashMap<(IdentitySet, Alpn), TlsConnector>>,
-    stores: RefCell<HashMap<IdentitySet, rustls::client::Resumption>>,
+    stores: RefCell<HashMap<IdentitySet, Arc<sessions::Sessions>>>,
 }
 
 impl std::fmt::Debug for Clients {
@@ -198,8 +202,9 @@ impl Clients {
         }
         let identities = self.identities.get(expected).unwrap_or_else(|| Arc::from(Vec::new()));
         let mut stores = self.stores.borrow_mut();
-        let store = stores.entry(expected).or_insert_with(|| rustls::client::Resumption::in_memory_sessions(secrets::SESSIONS));
-        let config = secrets.client(identities, alpn, store.clone()).map_err(|e| HandshakeError::Broken(io::Error::other(e)))?;
+        let store = stores.entry(expected).or_default();
+        let sessions = rustls::client::Resumption::store(Arc::clone(store) as Arc<dyn rustls::client::ClientSessionStore>);
+        let config = secrets.client(identities, alpn, sessions).map_err(|e| HandshakeError::Broken(io::Error::other(e)))?;
         let connector = TlsConnector::from(Arc::new(config));
         self.connectors.borrow_mut().insert((expected, alpn), connector.clone());
         Ok(connector)
@@ -217,7 +222,8 @@ impl Clients {
         let connector = self.connector(secrets, expected, alpn)?;
         // Sessions are kept by this name, and a ticket is good only for the proxy that gave it. Addresses are not sent.
         let name = ServerName::IpAddress(address.into());
-        let stream = connector.connect(name, Prefixed::new(bytes::Bytes::new(), stream)).await.map_err(HandshakeError::of)?;
+        let stream =
+            connector.connect(name, Prefixed::new(bytes::Bytes::new(), Bulk::from(stream))).await.map_err(HandshakeError::of)?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(alpn.name()) {
             return Err(HandshakeError::Peer("the server agreed on none of the mesh's protocols".into()));

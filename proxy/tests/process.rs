@@ -492,5 +492,6 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     proxy.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert_eq!(proxy.child.wait().unwrap().code(), Some(0));
     assert!(log.contains("log lines were dropped here"), "what is missing is said");
-    assert!(log.contains("ended after") && log.trim_end().ends_with("drained"), "{}", &log[log.len() - 500..]);
+    // The runtime may have something to trace after the last words.
+    assert!(log.contains("ended after") && log.contains("drained"), "{}", &log[log.len() - 500..]);
 }

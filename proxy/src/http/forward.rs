@@ -291,8 +291,9 @@ fn answer_h1(
     Response::from_parts(head, Download::relayed(body, story.tally, lease.into(), gate, story.busy))
 }
 
-/// How often a request is tried over HTTP/2 before the client hears of it.
-const H2_ATTEMPTS: usize = 3;
+/// How often a request is tried over HTTP/2 before the client hears of it. Being refused costs little and is safe to repeat, and
+/// several new connections may refuse one after another: before its settings have come nobody knows how many streams a peer takes.
+const H2_ATTEMPTS: usize = 8;
 
 async fn over_h2(mut head: http::request::Parts, hop: Rc<Hop>, mut story: Story, mut plan: Plan) -> Response<Download> {
     let client = story.connect.then(|| head.extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();

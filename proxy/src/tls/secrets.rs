@@ -13,9 +13,6 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 use weft_api::wire::TrustBundle;
 
-/// Destinations (addresses) of one identity whose sessions a worker keeps.
-pub(super) const SESSIONS: usize = 1024;
-
 /// Generations of [`Secrets`], so that what was made from one is not used with another.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
