@@ -106,7 +106,6 @@ fn operation(operation: &Operation, http: bool) -> Result<Value> {
     let mut out = Vec::new();
     let each = |list: &[String], make: &dyn Fn(&str) -> Result<Value>| list.iter().map(|v| make(v)).collect::<Result<Vec<_>>>();
     let host = |v: &str| Ok(json!({"header": {"name": ":authority", "string_match": ignoring_case(text(v))}}));
-    let path = |v: &str| Ok(path(v));
     let method = |v: &str| Ok(json!({"header": {"name": ":method", "string_match": text(v)}}));
     let port = |v: &str| Ok(json!({"destination_port": v.parse::<u16>()?}));
     if http {
