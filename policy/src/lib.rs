@@ -4,6 +4,7 @@
 //! - [`path`] brings a request's path into the one form that policies see and the app gets.
 //! - [`jwt`] proves tokens.
 //! - [`authz`] compiles policies once and gives verdicts without allocation.
+//! - [`route`] finds a request's way, and says what happens to it on that way.
 //! - [`explain`] gives the same verdicts with every rule's reason in words.
 //!
 //! What can't be understood never allows: a policy with a part that this version can't read denies what it might have denied.
@@ -12,3 +13,4 @@ pub mod authz;
 pub mod explain;
 pub mod jwt;
 pub mod path;
+pub mod route;
