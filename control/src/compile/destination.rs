@@ -47,6 +47,7 @@ pub fn of_service(address: SocketAddr, service: &Service, known: &Known<'_>) -> 
         protocol: protocol::select(&port.name, port.app_protocol.as_deref(), port.port).into(),
         direct: false,
         endpoints: chosen.into_values().collect(),
+        ..wire::Destination::default()
     }
 }
 
@@ -83,6 +84,7 @@ fn of(pod: &Pod, address: SocketAddr, started: bool, known: &Known<'_>) -> wire:
         identities,
         workload: Some(workload::labels(pod, known.view, known.mesh)),
         pod: pod.name.clone(),
+        ..wire::Endpoint::default()
     }
 }
 
@@ -114,6 +116,7 @@ pub fn of_pod(address: SocketAddr, pod: &Pod, known: &Known<'_>) -> wire::Destin
         protocol,
         direct: true,
         endpoints: vec![of(pod, address, pod.proxy_started, known)],
+        ..wire::Destination::default()
     }
 }
 

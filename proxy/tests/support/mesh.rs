@@ -323,6 +323,7 @@ impl Control {
             protocol: protocol.into(),
             direct: false,
             endpoints: endpoints.collect(),
+            ..wire::Destination::default()
         };
         self.tell(|state| drop(state.destinations.insert(address.into(), destination)));
     }
