@@ -1,3 +1,6 @@
+// Fields of messages are optional.
+#![allow(clippy::unnecessary_wraps)]
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
