@@ -83,6 +83,9 @@ async fn tell(args: &Args) -> anyhow::Result<()> {
     }
     ensure!(!probes.is_empty() && probes.iter().all(|(_, status)| *status == 200), "a probe failed");
 
+    let edges = step("weft edges", story::edges(&cluster, namespace)).await?;
+    edges.lines().for_each(|line| println!("    {line}"));
+
     println!("\n\x1b[32mAll of that really happened.\x1b[0m");
     let kubeconfig = cluster.kubeconfig.display();
     if args.keep {
@@ -94,6 +97,7 @@ async fn tell(args: &Args) -> anyhow::Result<()> {
         println!(
             "  kubectl port-forward deployment/frontend 15020 & curl -s localhost:15020/stats/prometheus | grep istio_requests_total"
         );
+        println!("  kubectl apply -f manifests/samples/authorizationpolicy-frontend.yaml && weft authz svc/go-app");
         println!("  weft playground down --dir {}", args.dir.display());
     } else {
         println!("`make demo KEEP=1` leaves it running, for kubectl and for you.");

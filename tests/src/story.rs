@@ -127,3 +127,22 @@ pub async fn probes(cluster: &Cluster, namespace: &str) -> anyhow::Result<Vec<(S
     }
     Ok(results)
 }
+
+/// Waits until `weft edges` has seen frontend call go-app by mutual TLS, and returns what it prints.
+///
+/// # Errors
+/// It has not within a minute.
+pub async fn edges(cluster: &Cluster, namespace: &str) -> anyhow::Result<String> {
+    let identity = weft_api::names::spiffe_id(weft_api::names::TRUST_DOMAIN, namespace, "frontend");
+    let mut table = String::new();
+    eventually("frontend among the callers of go-app", Duration::from_secs(60), async || {
+        let out = cluster.weft(&["edges", "-n", namespace, "-o", "json"])?;
+        ensure!(out.status.success(), "weft edges: {}", String::from_utf8_lossy(&out.stderr));
+        let seen = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(seen.contains(&identity), "{identity} is not among them yet");
+        table = String::from_utf8_lossy(&cluster.weft(&["edges", "-n", namespace])?.stdout).into_owned();
+        Ok(())
+    })
+    .await?;
+    Ok(table)
+}
