@@ -91,7 +91,9 @@ fn http1(bytes: &[u8]) -> Verdict {
             let line = target[..end].strip_suffix(b"\r").unwrap_or(&target[..end]);
             let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
             let http = version.len() == 8 && version.starts_with(b"HTTP/1.") && version[7].is_ascii_digit();
-            if http { Verdict::Http1 } else { Verdict::Opaque }
+            // What would have been opaque piece by piece is so as a whole.
+            let control = line.iter().any(|b| (*b < b' ' && *b != b'\r') || *b == 0x7f);
+            if http && !control { Verdict::Http1 } else { Verdict::Opaque }
         }
     }
 }
@@ -303,6 +305,12 @@ mod tests {
         ] {
             assert_eq!(judge(&with_alpn(protocols)), Verdict::Tls(Hello { server_name: None, mesh }), "{protocols:?}");
         }
+    }
+
+    #[test]
+    fn how_a_line_arrives_does_not_matter() {
+        let line = b"CONNECT [::1]:4\x01\x0043 HTTP/1.1\r\n";
+        assert_eq!((judge(&line[..17]), judge(line)), (Verdict::Opaque, Verdict::Opaque));
     }
 
     #[test]
