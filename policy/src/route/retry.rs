@@ -93,7 +93,7 @@ impl Retries {
             attempts: wire.attempts,
             per_try_timeout: super::millis(wire.per_try_timeout_ms),
             backoff,
-            longest_backoff: default(wire.backoff_max_ms, 0).max(backoff * 10),
+            longest_backoff: super::millis(wire.backoff_max_ms).unwrap_or(backoff * 10),
             ignore_previous_hosts: wire.ignore_previous_hosts,
             conditions: if wire.on.is_empty() { None } else { Some(Conditions::new(&wire.on)?) },
             codes: wire.status_codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect(),

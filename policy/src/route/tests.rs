@@ -320,6 +320,8 @@ fn waits_double_up_to_a_bound() {
     let at = |n| r.wait(n, 1.0).as_millis();
     assert_eq!([at(1), at(2), at(3), at(4), at(5), at(60)], [25, 50, 100, 200, 250, 250]);
     assert_eq!(r.wait(3, 0.0), Duration::ZERO);
+    let bounded = Retries::new(&wire::RetryPolicy { backoff_max_ms: 40, ..Default::default() }).unwrap();
+    assert_eq!([bounded.wait(1, 1.0), bounded.wait(2, 1.0)].map(|wait| wait.as_millis()), [25, 40]);
 }
 
 #[test]
